@@ -1,0 +1,92 @@
+"""Third-party networks behind one small protocol; only these three functions turn names into objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from gan_mask.errors import GanMaskError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gan_mask.pretrained.perceptual import Perceptual
+    from gan_mask.pretrained.protocol import Detector, Embedder
+
+T = TypeVar("T")
+
+
+def load_embedder(name: str, device: str | torch.device = "cpu") -> Embedder:
+    """embedder(faces [B,3,H,W] in [0,1], landmarks [B,68,2] px) -> [B,D], unit length; .threshold(far), .name."""
+    return _load("embedder", name, EMBEDDERS).to(device)
+
+
+def load_detector(name: str, device: str | torch.device = "cpu") -> Detector:
+    """detector(faces [B,3,H,W] in [0,1]) -> (mask_logit [B], face_logit [B]); flagged iff mask_logit > 0; .name."""
+    return _load("detector", name, DETECTORS).to(device)
+
+
+def load_perceptual(name: str = "lpips-alex", device: str | torch.device = "cpu") -> Perceptual:
+    """perceptual(a [B,3,H,W] in [0,1], b) -> distance [B]."""
+    return _load("perceptual distance", name, PERCEPTUALS).to(device)
+
+
+def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
+    family = "onnx:SIDECAR.json" if name.startswith("onnx:") else name
+    if family not in known:
+        raise GanMaskError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+    return known[family](name)
+
+
+# Imports wait until a network is asked for: each family needs packages of its own.
+
+
+def _dlib(name: str) -> Embedder:
+    from gan_mask.pretrained import dlib_resnet
+
+    return dlib_resnet.load()
+
+
+def _facenet(name: str) -> Embedder:
+    from gan_mask.pretrained import facenet
+
+    return facenet.load(name.removeprefix("facenet-"))
+
+
+def _onnx_embedder(name: str) -> Embedder:
+    from gan_mask.pretrained import onnx
+
+    return onnx.load_embedder(name.removeprefix("onnx:"))
+
+
+def _onnx_detector(name: str) -> Detector:
+    from gan_mask.pretrained import onnx
+
+    return onnx.load_detector(name.removeprefix("onnx:"))
+
+
+def _classifier(name: str) -> Detector:
+    from gan_mask.pretrained import classifier
+
+    return classifier.load()
+
+
+def _lpips(name: str) -> Perceptual:
+    from gan_mask.pretrained import perceptual
+
+    return perceptual.load()
+
+
+EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
+    "dlib": _dlib,
+    "facenet-vggface2": _facenet,
+    "facenet-casia-webface": _facenet,
+    "onnx:SIDECAR.json": _onnx_embedder,
+}
+DETECTORS: dict[str, Callable[[str], Detector]] = {
+    "classifier": _classifier,
+    "onnx:SIDECAR.json": _onnx_detector,
+}
+PERCEPTUALS: dict[str, Callable[[str], Perceptual]] = {
+    "lpips-alex": _lpips,
+}

@@ -1,0 +1,99 @@
+"""Our own mask classifier: background, bare face or masked face, at 128 x 128."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan_mask import files
+from gan_mask.errors import GanMaskError
+from gan_mask.pretrained.protocol import Detector, resize
+
+SIZE = 128
+CLASSES = ("background", "bare", "masked")
+WEIGHTS = Path(__file__).parent.parent / "assets" / "mask_classifier.safetensors"
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut that averages when the block halves the picture (ResNet-D, He 2019)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
+        )  # fmt: skip
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut.append(nn.AvgPool2d(stride))
+        if inputs != outputs:
+            self.shortcut.append(nn.Conv2d(inputs, outputs, 1, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.branch(x) + self.shortcut(x))
+
+
+class MaskClassifierNet(nn.Module):
+    """faces [B,3,128,128] in [0,1] -> logits [B,3] of CLASSES. 1.1 M parameters, 40 M multiply-adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True),  # 64 x 64
+            Block(16, 32, 2),  # 32 x 32
+            Block(32, 64, 2), Block(64, 64, 1),  # 16 x 16
+            Block(64, 128, 2), Block(128, 128, 1),  # 8 x 8
+            Block(128, 160, 2),  # 4 x 4
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(160, len(CLASSES)))
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.head(self.features((faces - 0.5) * 4))
+
+
+class MaskClassifier(Detector):
+    """The classifier as a detector; `card` is what its training wrote about it."""
+
+    name = "classifier"
+
+    def __init__(self, net: MaskClassifierNet, card: dict[str, Any] | None = None):
+        super().__init__()
+        self.net, self.card = net, card or {}
+        self.freeze()
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        background, bare, masked = self.net(resize(faces, SIZE, SIZE)).float().unbind(1)
+        mask_logit = masked - torch.logaddexp(bare, background)
+        face_logit = torch.logaddexp(bare, masked) - background
+        return mask_logit, face_logit
+
+
+def save(net: MaskClassifierNet, path: str | Path, card: dict[str, Any]) -> None:
+    """Weights and card (data, test figures; JSON in the header) in one safetensors file."""
+    from safetensors.torch import save_file
+
+    with files.replacing(path) as temporary:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+        save_file(tensors, temporary, {"card": json.dumps(card)})
+
+
+def load(path: str | Path = WEIGHTS) -> MaskClassifier:
+    """Raises GanMaskError when the file is absent, damaged or of another network."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise GanMaskError(f"{path}: the mask classifier's weights are missing; reinstall gan_mask or train them anew")
+    net = MaskClassifierNet()
+    try:
+        with safe_open(path, "pt") as f:
+            card = json.loads((f.metadata() or {}).get("card", "{}"))
+            net.load_state_dict({key: f.get_tensor(key) for key in f.keys()})
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise GanMaskError(f"{path}: not the weights of this mask classifier ({error})") from error
+    return MaskClassifier(net, card)

@@ -1,0 +1,67 @@
+"""What every pretrained network looks like from outside: frozen, on [0,1] RGB crops, differentiable in the image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan_mask.errors import GanMaskError
+
+
+class Frozen(nn.Module):
+    """Always in eval mode, its parameters never ask for gradients; `.train()` leaves it as it is."""
+
+    name: str
+
+    def freeze(self) -> None:
+        """Subclasses call this last in their constructor."""
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(False)
+        return self
+
+
+class Embedder(Frozen):
+    """embedder(faces [B,3,H,W] in [0,1], landmarks [B,68,2] pixels) -> embeddings [B,D] of unit length, float32."""
+
+    thresholds: dict[str, float]  # FAR as text, such as "0.001" -> cosine similarity
+
+    def forward(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        return F.normalize(self.embed(faces, landmarks).float(), dim=1)
+
+    def embed(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        """Raw embeddings [B,D], of any length."""
+        raise NotImplementedError
+
+    def threshold(self, far: float) -> float:
+        """Cosine similarity from which on two faces count as one person at false-accept rate `far` (0.01 or 0.001)."""
+        for key, value in self.thresholds.items():
+            if float(key) == far:
+                return value
+        known = ", ".join(self.thresholds) or "none"
+        raise GanMaskError(
+            f"{self.name}: no threshold calibrated at FAR {far:g}; calibrated: {known}. "
+            f"Calibrate on a prepared set: python -m gan_mask.calibrate --embedder {self.name} --data PREPARED"
+        )
+
+
+class Detector(Frozen):
+    """detector(faces [B,3,H,W] in [0,1]) -> (mask_logit [B], face_logit [B]), float32.
+
+    At the detector's own operating point a face is found iff face_logit > 0, and it is reported as
+    masked iff mask_logit > 0. The crops are framed as `landmarks.frame(size, 0.375)`.
+    """
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear, pixel centres kept, anti-aliased when shrinking. [B,C,H,W] -> [B,C,height,width] float32."""
+    with torch.autocast(image.device.type, enabled=False):
+        image = image.float()
+        if image.shape[-2:] == (height, width):
+            return image
+        return F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=True)
