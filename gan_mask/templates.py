@@ -1,0 +1,195 @@
+"""Templates: what is printed on a mask before the generator changes it, as textures in canonical mask space.
+
+Faces (the lower halves of synthetic people), plain colours and patterned cloth are shipped; any face
+photo can be one too.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from gan_mask import masking
+from gan_mask.errors import GanMaskError
+
+ASSETS = Path(__file__).parent / "assets"
+
+# People of the embedded set whose first view is a template: chosen by eye for a nearly frontal, unobstructed
+# lower face with a closed or gently smiling mouth, and for variety. An evaluation on the embedded set must keep
+# them out of its test people. face-001 is the first.
+TEMPLATE_PEOPLE = tuple(
+    f"id_{number:04d}"
+    for number in (
+        3, 7, 9, 11, 16, 17, 22, 27, 29, 31, 45, 51, 65, 67, 75, 81, 84, 95, 96, 97, 103, 104, 105, 111,
+        116, 122, 127, 129, 134, 135, 145, 147, 152, 153, 155, 156, 160, 162, 164, 167, 172, 174, 175, 176, 181, 189,
+        200, 201,
+    )
+)  # fmt: skip
+
+FACES = tuple(f"face-{index + 1:03d}" for index in range(len(TEMPLATE_PEOPLE)))
+PLAIN = {
+    "plain-blue": (0.56, 0.74, 0.86),
+    "plain-white": (0.90, 0.91, 0.91),
+    "plain-black": (0.13, 0.13, 0.15),
+    "plain-pink": (0.90, 0.68, 0.73),
+}
+
+
+def groups() -> dict[str, list[str]]:
+    """Names of the shipped templates by group: 'faces', 'plain', 'cloth' and 'all'."""
+    return {"faces": [*FACES], "plain": [*PLAIN], "cloth": [*CLOTHS], "all": [*FACES, *PLAIN, *CLOTHS]}
+
+
+def names() -> list[str]:
+    """Names of all shipped templates."""
+    return groups()["all"]
+
+
+def load(name: str | Path, texture_size: tuple[int, int] = masking.TEXTURE) -> Tensor:
+    """Texture (3, h, w) in [0, 1] of a shipped template, or of the largest face in a photo.
+
+    Raises GanMaskError when `name` is neither, or when the photo shows no face.
+    """
+    if name in FACES:
+        faces, landmarks = _people()
+        index = FACES.index(str(name))
+        return masking.unwrap(faces[index, None], landmarks[index, None], texture_size)[0]
+    if name in PLAIN:
+        return _drawn(lambda u, v: _solid(PLAIN[str(name)], u) * _pleats(v) * _relief(u, v), texture_size)
+    if name in CLOTHS:
+        return _drawn(lambda u, v: CLOTHS[str(name)](u, v) * _relief(u, v), texture_size)
+    if not Path(name).is_file():
+        raise GanMaskError(f"template {str(name)!r} is neither a photo nor a shipped template ({_known()})")
+    return _from_photo(Path(name), texture_size)
+
+
+def expand(which: str | Sequence[str | Path]) -> list[str | Path]:
+    """Names, groups and photos (one or a list) -> names and photos: each group replaced by its templates."""
+    known = groups()
+    items: Sequence[str | Path] = [which] if isinstance(which, str) else which
+    chosen: list[str | Path] = []
+    for item in items:
+        chosen += known.get(str(item), [item])
+    if not chosen:
+        raise GanMaskError(f"no template given; {_known()}")
+    return chosen
+
+
+def load_all(which: str | Sequence[str | Path], texture_size: tuple[int, int] = masking.TEXTURE) -> Tensor:
+    """Textures (N, 3, h, w) of what `expand` makes of `which`."""
+    return torch.stack([load(name, texture_size) for name in expand(which)])
+
+
+def _known() -> str:
+    return f"shipped: {FACES[0]} to {FACES[-1]}, {', '.join([*PLAIN, *CLOTHS])}; groups: {', '.join(groups())}"
+
+
+@lru_cache(maxsize=1)
+def _people() -> tuple[Tensor, Tensor]:
+    """First views of TEMPLATE_PEOPLE (N, 3, 128, 128) in [0, 1] and their landmarks (N, 68, 2) px."""
+    views = [f"synthfaces/{person}/view_1.webp" for person in TEMPLATE_PEOPLE]
+    with np.load(ASSETS / "synthfaces_landmarks.npz", allow_pickle=False) as file:
+        landmarks = dict(zip(file["names"].tolist(), file["landmarks68"], strict=True))
+    with zipfile.ZipFile(ASSETS / "synthfaces.zip") as archive:
+        photos = [np.asarray(Image.open(io.BytesIO(archive.read(view))).convert("RGB")) for view in views]
+    faces = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2) / 255
+    return faces, torch.from_numpy(np.stack([landmarks[view] for view in views]))
+
+
+def _from_photo(path: Path, texture_size: tuple[int, int]) -> Tensor:
+    from gan_mask import faces
+
+    photo = faces.read_image(path)
+    found = faces.FaceFinder().find([photo])[0]
+    if not found:
+        raise GanMaskError(f"template {path}: no face found in this photo")
+    # One texel per pixel of the crop, as for the standard texture and 160 px, so that unwrapping skips no pixels.
+    size = math.ceil(160 * max(texture_size[0] / masking.TEXTURE[0], texture_size[1] / masking.TEXTURE[1]))
+    crop, landmarks = faces.align(photo, found[0].landmarks, size)
+    image = torch.from_numpy(crop).permute(2, 0, 1)[None] / 255
+    return masking.unwrap(image, torch.as_tensor(landmarks)[None], texture_size)[0]
+
+
+# --- drawn templates; u to the right and v down, both in [0, 1] over canonical mask space ---
+
+
+def _drawn(paint: Callable[[Tensor, Tensor], Tensor], texture_size: tuple[int, int]) -> Tensor:
+    """Paint at four times the size and average: fine patterns do not alias."""
+    height, width = 4 * texture_size[0], 4 * texture_size[1]
+    v, u = torch.meshgrid(
+        (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
+    )  # fmt: skip
+    return F.avg_pool2d(paint(u, v)[None], 4)[0].clamp(0, 1)
+
+
+def _solid(colour: tuple[float, float, float], like: Tensor) -> Tensor:
+    return like.new_tensor(colour)[:, None, None].expand(3, *like.shape)
+
+
+def _relief(u: Tensor, v: Tensor) -> Tensor:
+    """Light from above on cloth over a nose and a chin: brightness around 1."""
+    round_face = 1.04 - 0.75 * (u - 0.5).abs() ** 2.2 - 0.16 * v
+    nose = 0.12 * torch.exp(-(((u - 0.5) / 0.07) ** 2) - ((v - 0.25) / 0.22) ** 2)
+    below_nose = -0.10 * torch.exp(-(((u - 0.5) / 0.16) ** 2) - ((v - 0.55) / 0.07) ** 2)
+    chin = 0.06 * torch.exp(-(((u - 0.5) / 0.14) ** 2) - ((v - 0.86) / 0.08) ** 2)
+    away = (u - 0.5).abs()
+    wrinkles = 0.03 * torch.sin(26 * v + 9 * away + 3 * torch.sin(7 * u)) * torch.exp(-(((away - 0.3) / 0.16) ** 2))
+    thread = 0.012 * torch.sin(2 * math.pi * 90 * u) * torch.sin(2 * math.pi * 68 * v)
+    return round_face + nose + below_nose + chin + wrinkles + thread
+
+
+def _pleats(v: Tensor) -> Tensor:
+    """Three folds across the mask, each a light edge above a shadow."""
+    shade = torch.ones_like(v)
+    for fold in (0.40, 0.56, 0.72):
+        depth = v - fold
+        shade = (
+            shade + 0.05 * torch.exp(-((depth + 0.02) ** 2) / 2e-4) - 0.16 * torch.exp(-((depth - 0.008) ** 2) / 2e-4)
+        )
+    return shade
+
+
+def _mix(where: Tensor, inside: tuple[float, float, float], outside: tuple[float, float, float]) -> Tensor:
+    return torch.where(where, _solid(inside, where.float()), _solid(outside, where.float()))
+
+
+def _checks(u: Tensor, v: Tensor) -> Tensor:
+    across, down = (u * 12) % 1 < 0.5, (v * 9) % 1 < 0.5
+    red, cream = _solid((0.70, 0.16, 0.18), u), _solid((0.93, 0.89, 0.84), u)
+    return torch.lerp(cream, red, (across.float() + down.float()) / 2)  # gingham: half tone where one thread is red
+
+
+def _stripes(u: Tensor, v: Tensor) -> Tensor:
+    return _mix((v * 11 + 0.5 * (u - 0.5) ** 2) % 1 < 0.42, (0.16, 0.24, 0.42), (0.90, 0.90, 0.88))
+
+
+def _dots(u: Tensor, v: Tensor) -> Tensor:
+    row = (v * 10).floor()
+    x, y = (u * 13 + 0.5 * (row % 2)) % 1 - 0.5, (v * 10) % 1 - 0.5
+    return _mix(x**2 + y**2 < 0.26**2, (0.95, 0.94, 0.90), (0.20, 0.42, 0.40))
+
+
+def _weave(u: Tensor, v: Tensor) -> Tensor:
+    x, y = u * 24, v * 18
+    over = ((x.floor() + y.floor()) % 2) == 0  # which thread lies on top
+    thread = torch.where(over, (math.pi * (y % 1)).sin(), (math.pi * (x % 1)).sin())
+    colour = _mix(over, (0.60, 0.52, 0.42), (0.46, 0.40, 0.34))
+    return colour * (0.72 + 0.34 * thread)
+
+
+CLOTHS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cloth-checks": _checks,
+    "cloth-stripes": _stripes,
+    "cloth-dots": _dots,
+    "cloth-weave": _weave,
+}
