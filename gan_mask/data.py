@@ -1,0 +1,135 @@
+"""Prepared sets: aligned face crops with landmarks, on disk in four files that open at once.
+
+DST/meta.json    format version, size, margin, counts, settings, and the sizes of the other files
+DST/index.npy    one record (INDEX) per face, memory-mapped
+DST/crops.bin    the crops as JPEG files, one after the other
+DST/strings.bin  UTF-8: names of the people, then source paths; the index says where each one lies
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gan_mask import landmarks as lm
+from gan_mask.errors import GanMaskError
+from gan_mask.files import read_json
+
+EMBEDDED = Path(__file__).parent / "assets" / "synthfaces.zip"  # photos of synthetic people, made by us
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+
+# Offsets and lengths in bytes; `crop` points into crops.bin, `person` and `source` into strings.bin.
+INDEX = np.dtype([
+    ("crop", "<u8"), ("crop_length", "<u4"), ("person", "<u8"), ("person_length", "<u2"), ("source", "<u8"),
+    ("source_length", "<u2"), ("identity", "<u4"), ("split", "u1"), ("faces_in_photo", "<u2"), ("score", "<f4"),
+    ("landmarks", "<f4", (68, 2)),
+])  # fmt: skip
+
+
+class PreparedSet(Dataset[dict[str, Any]]):
+    """The faces of one split (None: all) of a set that data_prep/prepare.py wrote.
+
+    set[i] -> {"face": float32 (3, S, S) RGB in [0, 1], "landmarks": float32 (68, 2) pixels of the crop,
+    "identity": int, "index": i}. set[i, True] is the same face mirrored. Landmarks may lie slightly
+    outside of the crop.
+    """
+
+    def __init__(self, path: str | Path, split: str | None = None) -> None:
+        self.path, self.split = Path(path), split
+        if split is not None and split not in SPLITS:
+            raise GanMaskError(f"unknown split '{split}'; known: {', '.join(SPLITS)}")
+        self.meta = _read_meta(self.path)
+        self.size, self.margin = int(self.meta["size"]), float(self.meta["margin"])
+        self._open()
+        splits = self._index["split"]
+        chosen = np.arange(len(splits)) if split is None else np.flatnonzero(splits == SPLITS.index(split))
+        self._rows = chosen.astype(np.int64)
+        self.identities: np.ndarray = self._index["identity"][self._rows].astype(np.int64)
+
+    def _open(self) -> None:
+        self._index = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+        if self._index.dtype != INDEX or len(self._index) != self.meta["faces"]:
+            raise GanMaskError(f"{self.path / 'index.npy'}: does not fit meta.json; prepare the set again")
+        self._crops, self._strings = (
+            np.memmap(self.path / name, dtype=np.uint8, mode="r") for name in ("crops.bin", "strings.bin")
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For DataLoader workers: they map the files themselves."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_index", "_crops", "_strings")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: int | tuple[int, bool]) -> dict[str, Any]:
+        i, mirrored = key if isinstance(key, tuple) else (key, False)
+        face, points = self.faces(i).float() / 255, self.landmarks(i)
+        if mirrored:
+            face, points = face.flip(-1), lm.flip(points, self.size)
+        return {"face": face, "landmarks": points, "identity": int(self._record(i)["identity"]), "index": int(i)}
+
+    def faces(self, i: int) -> Tensor:
+        """The crop as uint8 (3, S, S)."""
+        record = self._record(i)
+        start, length = int(record["crop"]), int(record["crop_length"])
+        with Image.open(io.BytesIO(self._crops[start : start + length].tobytes())) as image:
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def landmarks(self, i: int) -> Tensor:
+        """(68, 2) pixels of the crop."""
+        return torch.from_numpy(self._record(i)["landmarks"].copy())
+
+    def person(self, i: int) -> str:
+        """Name of the person."""
+        return self._string(i, "person")
+
+    def source(self, i: int) -> str:
+        """Path of the photo inside the folder or zip that the set was prepared from."""
+        return self._string(i, "source")
+
+    def score(self, i: int) -> float:
+        """The face detector's score in [0, 1]."""
+        return float(self._record(i)["score"])
+
+    def _record(self, i: int) -> Any:
+        if not 0 <= i < len(self._rows):  # IndexError also ends a plain `for item in set`
+            raise IndexError(f"face {i} of {len(self._rows)}")
+        return self._index[self._rows[i]]
+
+    def _string(self, i: int, field: str) -> str:
+        record = self._record(i)
+        start, length = int(record[field]), int(record[f"{field}_length"])
+        return self._strings[start : start + length].tobytes().decode()
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """meta.json, after a look at the sizes of the other files."""
+    remedy = "make one with data_prep/prepare.py SRC DST"
+    if not path.is_dir():
+        raise GanMaskError(f"{path}: no such folder; a prepared set is expected: {remedy}")
+    if not (path / "meta.json").is_file():
+        if (path / ".parts").is_dir():
+            remedy = "its preparation has not finished: run the same prepare command again"
+        raise GanMaskError(f"{path}: not a prepared set ({remedy})")
+    meta = read_json(path / "meta.json")
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else None
+        raise GanMaskError(f"{path}: prepared set of format {found!r}, expected {FORMAT}; prepare it again")
+    for name, size in meta["bytes"].items():
+        actual = os.path.getsize(path / name) if (path / name).is_file() else 0
+        if actual != size:
+            raise GanMaskError(f"{path / name}: {actual} bytes, expected {size}; copy or prepare the set again")
+    return meta

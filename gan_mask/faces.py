@@ -1,0 +1,269 @@
+"""From a photo file to aligned face crops: decode, find faces, 68 landmarks, align.
+
+Photos are uint8 RGB arrays [H,W,3]. Pixel-centre convention as in gan_mask.landmarks.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gan_mask import landmarks as lm
+from gan_mask import weights
+from gan_mask.errors import GanMaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+MAX_PIXELS = 100_000_000  # larger photos are refused before they are decoded
+
+_ORIENTATIONS = {  # the EXIF tag's value -> what makes the photo upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+class UnreadableImage(GanMaskError):
+    """A photo that cannot be decoded; `reason` is the message without the file's name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+
+
+# ------------------------------------------------------------------------------------------- decoding
+
+
+def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarray:
+    """Decode a photo to uint8 RGB [H,W,3], upright by its EXIF orientation.
+
+    source: a path, or the file's bytes; then `name` stands for it in errors.
+    Transparency is laid over white, 16-bit values are scaled to 8, of an animation the first frame counts.
+    Raises UnreadableImage, whatever is wrong with the file.
+    """
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImage(name, "no such file") from None
+    except OSError as error:
+        raise UnreadableImage(name, f"cannot be read ({error.strerror})") from error
+    if not content:
+        raise UnreadableImage(name, "the file is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; its size warning is our error below
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UnreadableImage(name, _too_large(f"{image.width} x {image.height} pixels"))
+                return _decode(image)
+        except UnreadableImage:
+            raise
+        except Image.UnidentifiedImageError:
+            raise UnreadableImage(name, "not an image in a known format") from None
+        except Image.DecompressionBombError:
+            raise UnreadableImage(name, _too_large("far too many pixels")) from None
+        except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
+            raise UnreadableImage(name, f"damaged or unsupported image ({error})") from error
+
+
+def _too_large(found: str) -> str:
+    return f"{found}, more than the limit of {MAX_PIXELS // 1_000_000} megapixels; scale it down first"
+
+
+def _decode(image: Image.Image) -> np.ndarray:
+    orientation = image.getexif().get(0x0112)  # before pixels are loaded: that may drop the metadata
+    image.load()
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = _to_8_bit(np.asarray(image), image.mode)
+        image = Image.fromarray(grey)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if orientation in _ORIENTATIONS:
+        image = image.transpose(_ORIENTATIONS[orientation])
+    return np.array(image)
+
+
+def _to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
+    """Integer modes hold 16-bit values; float images are in [0,1], or in [0,255] when they exceed 1."""
+    if mode == "F":
+        values = np.nan_to_num(values)
+        values = values * 255 if values.max() <= 1 else values
+    else:
+        values = values.astype(np.float32) / 257
+    return (values + 0.5).clip(0, 255).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------- finding
+
+
+@dataclass
+class Face:
+    """One face of a photo, all in the photo's pixels."""
+
+    box: np.ndarray  # float32 (4,): x0, y0, x1, y1
+    score: float  # MTCNN's probability in [0, 1]
+    landmarks: np.ndarray  # float32 (68, 2)
+
+    @property
+    def area(self) -> float:
+        return float((self.box[2] - self.box[0]) * (self.box[3] - self.box[1]))
+
+
+class FaceFinder:
+    """MTCNN (Zhang et al. 2016) for the faces, dlib's shape predictor (Kazemi and Sullivan 2014) for 68 landmarks.
+
+    device: where MTCNN runs; landmarks are always made on the CPU.
+    min_score: faces below this MTCNN probability are left out.
+    min_size: smallest face looked for, in pixels of the photo. Photos are searched at LONGEST pixels
+        at most, so in larger ones faces below 1/64 of the longest side are missed.
+    """
+
+    LONGEST = 1280
+    SMALLEST = 20  # MTCNN's own limit in pixels of the searched copy
+
+    def __init__(self, device: str | torch.device = "cpu", min_score: float = 0.9, min_size: int = 20) -> None:
+        import dlib
+        from facenet_pytorch import MTCNN
+
+        self.device, self.min_score, self.min_size = torch.device(device), min_score, min_size
+        self._mtcnn = MTCNN(keep_all=True, device=self.device)
+        self._predictor = dlib.shape_predictor(str(weights.find("shape_predictor_68_face_landmarks.dat")))
+
+    def find(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """The faces of each photo (uint8 [H,W,3]), largest first. Photos of equal size are searched together."""
+        scales = [min(1.0, self.LONGEST / max(image.shape[:2])) for image in images]
+        copies = [_shrink(image, scale) for image, scale in zip(images, scales, strict=True)]
+        batches: dict[tuple[Any, ...], list[int]] = {}
+        for i, (copy, scale) in enumerate(zip(copies, scales, strict=True)):
+            batches.setdefault((copy.shape, scale), []).append(i)
+        faces: list[list[Face]] = [[] for _ in images]
+        for (shape, scale), members in batches.items():
+            step = max(1, 1_000_000 // (shape[0] * shape[1]))
+            for start in range(0, len(members), step):
+                part = members[start : start + step]
+                boxes = self._boxes(np.stack([copies[i] for i in part]), max(self.SMALLEST, self.min_size * scale))
+                for i, found in zip(part, boxes, strict=True):
+                    faces[i] = [self._face(images[i], row, scale) for row in found if row[4] >= self.min_score]
+                    faces[i].sort(key=lambda face: -face.area)
+        return faces
+
+    @torch.no_grad()
+    def _boxes(self, photos: np.ndarray, min_size: float) -> list[np.ndarray]:
+        """(n, 5) x0, y0, x1, y1, score for each of the photos [N,H,W,3]."""
+        from facenet_pytorch.models.utils.detect_face import detect_face
+
+        if min(photos.shape[1:3]) < min_size:
+            return [np.zeros((0, 5), np.float32)] * len(photos)
+        # Not MTCNN.detect: it cannot stack photos with different numbers of faces under NumPy >= 1.24.
+        m = self._mtcnn
+        try:
+            found, _ = detect_face(photos, min_size, m.pnet, m.rnet, m.onet, m.thresholds, m.factor, self.device)
+        except (IndexError, RuntimeError) as error:
+            # The package trips over a candidate box that lies wholly outside of its photo.
+            if isinstance(error, RuntimeError) and "non-empty" not in str(error):
+                raise
+            if len(photos) > 1:
+                return [self._boxes(photo[None], min_size)[0] for photo in photos]
+            return [np.zeros((0, 5), np.float32)]
+        return [np.asarray(boxes, np.float32).reshape(-1, 5) for boxes in found]
+
+    def _face(self, photo: np.ndarray, row: np.ndarray, scale: float) -> Face:
+        box = ((row[:4] + 0.5) / scale - 0.5).astype(np.float32)
+        return Face(box, float(row[4]), self.landmarks(photo, box))
+
+    def landmarks(self, photo: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """float32 (68, 2) in the photo's pixels, for a face in an MTCNN box (x0, y0, x1, y1).
+
+        The mean over a few jittered boxes and the mirrored image, on a copy of the face at one fixed size.
+        """
+        import dlib
+
+        # dlib's predictor expects the square boxes of dlib's HOG detector. Fitted on LFW.
+        width, height = box[2] - box[0], box[3] - box[1]
+        side = 0.9 * math.sqrt(max(1.0, width * height))
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2 + 0.06 * height
+        patch_side = 2.2 * side
+        left, top = x + 0.5 - patch_side / 2, y + 0.5 - patch_side / 2
+        patch = np.asarray(_resized(photo, left, top, left + patch_side, top + patch_side, _PATCH, _PATCH))
+        centre, inner = _PATCH / 2 - 0.5, _PATCH / 2.2
+        found = []
+        for image, mirrored in ((patch, False), (np.ascontiguousarray(patch[:, ::-1]), True)):
+            for dx, dy, zoom in _JITTER:
+                half, cx, cy = inner * zoom / 2, centre + dx * inner, centre + dy * inner
+                edges = [round(edge) for edge in (cx - half, cy - half, cx + half, cy + half)]
+                shape = self._predictor(image, dlib.rectangle(*edges))
+                points = np.array([(p.x, p.y) for p in shape.parts()], np.float32)
+                if mirrored:
+                    points = points[list(lm.FLIP)]
+                    points[:, 0] = _PATCH - 1 - points[:, 0]
+                found.append(points)
+        mean = np.mean(found, axis=0, dtype=np.float64)
+        corner = np.array([left, top]) - 0.5
+        return ((mean + 0.5) * (patch_side / _PATCH) + corner).astype(np.float32)
+
+
+_PATCH = 440  # pixels: dlib's box is then 200 wide
+_JITTER = ((0, 0, 1), (0.04, 0, 1), (-0.04, 0, 1), (0, 0.04, 1), (0, -0.04, 1), (0, 0, 1.06), (0, 0, 0.94))
+
+
+def _shrink(image: np.ndarray, scale: float) -> np.ndarray:
+    if scale == 1:
+        return image
+    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX, reducing_gap=2.0))
+
+
+# ------------------------------------------------------------------------------------------- aligning
+
+
+def align(
+    photo: np.ndarray, landmarks: np.ndarray, size: int = 160, margin: float = 0.375
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a face out: crop uint8 [size,size,3] and its landmarks float32 (68, 2), which may lie slightly outside.
+
+    The similarity (rotation, one scale, shift) that best moves eye centres, nose tip and mouth corners onto
+    landmarks.frame(size, margin). Antialiased when it shrinks; the photo's edge pixels are repeated beyond it.
+    """
+    points = torch.from_numpy(np.asarray(landmarks, np.float64))
+    matrix = lm.fit_similarity(lm.points5(points), lm.points5(lm.frame(size, margin).double()))
+    inverse = lm.invert(matrix).numpy()
+    inverse[:, 2] += 0.5 - inverse[:, :2].sum(1) / 2  # from pixel centres to pixel edges, as Pillow counts
+
+    # The part of the photo under the crop, shrunk first so that the turning samples at about scale 1.
+    corners = np.array([(0, 0), (size, 0), (0, size), (size, size)]) @ inverse[:, :2].T + inverse[:, 2]
+    (left, top), (right, bottom) = np.floor(corners.min(0)) - 4, np.ceil(corners.max(0)) + 4
+    scale = min(1.0, math.hypot(*matrix[:, 0].tolist()))
+    width, height = math.ceil((right - left) * scale), math.ceil((bottom - top) * scale)
+    part = _resized(photo, left, top, right, bottom, width, height)
+    ratio = np.array([width / (right - left), height / (bottom - top)])
+    inverse[:, 2] = (inverse[:, 2] - (left, top)) * ratio
+    inverse[:, :2] *= ratio[:, None]
+    crop = part.transform((size, size), Image.Transform.AFFINE, inverse.ravel().tolist(), Image.Resampling.BICUBIC)
+    return np.asarray(crop), lm.transform(points, matrix).numpy().astype(np.float32)
+
+
+def _resized(
+    photo: np.ndarray, left: float, top: float, right: float, bottom: float, width: int, height: int
+) -> Image.Image:
+    """The rectangle (pixel edges, may leave the photo: edge pixels repeat) resampled to width x height."""
+    x0, y0, x1, y1 = math.floor(left) - 2, math.floor(top) - 2, math.ceil(right) + 2, math.ceil(bottom) + 2
+    rows, columns = np.arange(y0, y1).clip(0, photo.shape[0] - 1), np.arange(x0, x1).clip(0, photo.shape[1] - 1)
+    part = Image.fromarray(photo[np.ix_(rows, columns)])
+    if (width, height) == (right - left, bottom - top) and left == round(left) and top == round(top):
+        return part.crop((2, 2, 2 + width, 2 + height))
+    window = (left - x0, top - y0, right - x0, bottom - y0)
+    return part.resize((width, height), Image.Resampling.BICUBIC, box=window, reducing_gap=3.0)
