@@ -65,3 +65,8 @@ def sha256(path: str | Path) -> str:
         while chunk := f.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def safe_name(text: str) -> str:
+    """`text` as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)

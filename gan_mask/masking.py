@@ -234,7 +234,9 @@ def _texture_grid(points: Tensor, pixels: Tensor, triangles: Tensor, height: int
     area = edges[..., 0, 0] * edges[..., 1, 1] - edges[..., 0, 1] * edges[..., 1, 0]
     area = torch.where(area.abs() > 1e-2, area, torch.ones_like(area))
     # Rows of the inverse: barycentric weights of the second and third vertex, linear in (x, y).
-    inverse = torch.stack([edges[..., 1, 1], -edges[..., 1, 0], -edges[..., 0, 1], edges[..., 0, 0]], -1) / area[..., None]
+    inverse = (
+        torch.stack([edges[..., 1, 1], -edges[..., 1, 0], -edges[..., 0, 1], edges[..., 0, 0]], -1) / area[..., None]
+    )
     table = torch.cat([a, inverse], -1)  # (B, T, 6)
     a_x, a_y, m00, m01, m10, m11 = table.gather(1, triangles[..., None].expand(-1, -1, 6)).unbind(-1)
     x = (pixels % width).to(points) - a_x
@@ -251,7 +253,9 @@ def _barycentric(texel: Tensor, corners: Tensor) -> Tensor:
     """Weights (T, P, 3) of points (P, 2) in triangles (T, 3, 2)."""
     a, b, c = corners[:, None].unbind(2)
     area = _cross(b - a, c - a)
-    return torch.stack([_cross(c - b, texel - b) / area, _cross(a - c, texel - c) / area, _cross(b - a, texel - a) / area], -1)
+    return torch.stack(
+        [_cross(c - b, texel - b) / area, _cross(a - c, texel - c) / area, _cross(b - a, texel - a) / area], -1
+    )
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:

@@ -47,7 +47,9 @@ def find(name: str, expected_sha256: str | None = None) -> Path:
         path = folder / name
         if path.is_file():
             if expected_sha256 and sha256(path) != expected_sha256:
-                raise GanMaskError(f"{path}: SHA-256 differs from {expected_sha256}; the file is damaged or another version")
+                raise GanMaskError(
+                    f"{path}: SHA-256 differs from {expected_sha256}; the file is damaged or another version"
+                )
             return path
     looked = ", ".join(str(f) for f in folders)
     raise GanMaskError(

@@ -1,0 +1,94 @@
+"""Options from a dataclass: its defaults, then a YAML file, then the command line. The dataclass is the documentation."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from gan_mask.errors import GanMaskError
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field whose `--help` line is `help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def parse(cls: type[T], argv: Sequence[str] | None, description: str) -> T:
+    """An instance of the dataclass `cls`. `--print_config` prints it as YAML and exits."""
+    types = typing.get_type_hints(cls)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--config", help="YAML file with any of the options below; the command line wins")
+    parser.add_argument("--print_config", action="store_true", help="print the resulting options as YAML and exit")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name, field in fields.items():
+        many = typing.get_origin(types[name]) is tuple
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        parser.add_argument(
+            f"--{name}", nargs="*" if many else None, default=argparse.SUPPRESS, metavar=_metavar(types[name]),
+            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
+        )  # fmt: skip
+    given = vars(parser.parse_args(argv))
+    path, print_config = given.pop("config"), given.pop("print_config")
+    values = {**(read_yaml(path) if path else {}), **given}
+    if unknown := sorted(set(values) - set(fields)):
+        raise GanMaskError(f"{path}: unknown option {', '.join(unknown)}; known: {', '.join(fields)}")
+    config = cls(**{name: _convert(name, value, types[name]) for name, value in values.items()})
+    if print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GanMaskError(f"--config {path}: no such file") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise GanMaskError(f"--config {path}: not readable as YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise GanMaskError(f"--config {path}: expected `option: value` lines")
+    return values
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def to_yaml(config: Any) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "{" + ",".join(typing.get_args(kind)) + "}"
+    if typing.get_origin(kind) is tuple:
+        return typing.get_args(kind)[0].__name__.upper()
+    return {bool: "{true,false}"}.get(kind, kind.__name__.upper())
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """`value`, a string or what YAML made of it, as `kind`."""
+    try:
+        if typing.get_origin(kind) is tuple:
+            items = value if isinstance(value, list | tuple) else [value]
+            return tuple(_convert(name, item, typing.get_args(kind)[0]) for item in items)
+        if typing.get_origin(kind) is Literal:
+            if str(value) not in typing.get_args(kind):
+                raise ValueError
+            return str(value)
+        if kind is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        if kind is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        return kind(value)
+    except (ValueError, TypeError, KeyError):
+        raise GanMaskError(f"--{name}: expected {_metavar(kind)}, got {value!r}") from None

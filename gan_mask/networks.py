@@ -1,0 +1,228 @@
+"""The conditional generator of mask textures and the realism discriminator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gan_mask import masking
+from gan_mask.errors import GanMaskError
+from gan_mask.files import read_json
+
+
+@dataclass
+class GeneratorConfig:
+    texture_height: int = masking.TEXTURE[0]  # texels
+    texture_width: int = masking.TEXTURE[1]  # texels
+    widths: tuple[int, ...] = (16, 32, 64, 128)  # channels per resolution, each half of the one before
+    noise: int = 32  # length of z
+    heads: Literal["filter", "residual", "both"] = "both"
+    kernel: int = 5  # K of the K x K filter, odd
+    residual_bound: float = 0.25  # largest change of a texel by the residual head, in [0, 1] units
+    softness: float = 0.03  # fade at the mask's edge, fraction of the mask's width
+    size: int = 160  # pixels: side of the crops it was trained on
+    margin: float = 0.375  # framing of those crops, see landmarks.frame
+    default_template: str = "face-001"
+
+
+def filter_texture(texture: Tensor, kernels: Tensor) -> Tensor:
+    """Per-pixel K x K filtering, as in MF2M (arXiv 2201.06427, section 3.3): one kernel per texel, shared by R, G, B.
+
+    texture (B, 3, h, w), kernels (B, K*K, h, w) summing to 1 over dimension 1 -> (B, 3, h, w).
+    """
+    side = round(kernels.shape[1] ** 0.5)
+    patches = F.unfold(F.pad(texture, [side // 2] * 4, mode="replicate"), side)
+    patches = patches.view(len(texture), 3, side * side, *texture.shape[2:])
+    return (patches * kernels[:, None]).sum(2)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with group norm; z scales and shifts the second (FiLM, arXiv 1709.07871)."""
+
+    def __init__(self, channels_in: int, channels: int, noise: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(max(channels // 16, 1), channels)
+        self.norm2 = nn.GroupNorm(max(channels // 16, 1), channels)
+        self.film = nn.Linear(noise, 2 * channels)
+        nn.init.zeros_(self.film.bias)
+        nn.init.normal_(self.film.weight, std=0.02)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        x = F.silu(self.norm1(self.conv1(x)))
+        scale, shift = self.film(z)[:, :, None, None].chunk(2, 1)
+        return F.silu(self.norm2(self.conv2(x)) * (1 + scale) + shift)
+
+
+class TextureUNet(nn.Module):
+    """Wearer's and template's texture to mask texture, in canonical mask space.
+
+    Predicts MF2M's two ingredients, per-pixel filter kernels and a bounded residual, and applies
+    them to the template's texture.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        w = c.widths
+        self.down = nn.ModuleList(Block(a, b, c.noise) for a, b in zip((6, *w), w, strict=False))
+        self.up = nn.ModuleList(Block(a + b, a, c.noise) for a, b in zip(w[:-1], w[1:], strict=True))
+        channels = (c.kernel**2 if c.heads != "residual" else 0) + (3 if c.heads != "filter" else 0)
+        self.heads = nn.Conv2d(w[0], channels, 3, padding=1)
+        nn.init.normal_(self.heads.weight, std=0.01)  # starts as DM: identity kernels, no residual
+        start = torch.zeros(channels)
+        if c.heads != "residual":
+            start[c.kernel**2 // 2] = 5.0
+        self.heads.bias = nn.Parameter(start)
+
+    def forward(self, face_texture: Tensor, template: Tensor, z: Tensor) -> Tensor:
+        """Textures (B, 3, h, w) in [0, 1], z (B, noise) -> (B, 3, h, w) in [0, 1]."""
+        x = torch.cat([face_texture, template], 1) * 2 - 1
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else F.avg_pool2d(x, 2), z)
+            skips.append(x)
+        for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], 1), z)
+        return self._paint(template.float(), self.heads(x).float())
+
+    def _paint(self, texture: Tensor, heads: Tensor) -> Tensor:
+        c = self.config
+        if c.heads != "residual":
+            texture = filter_texture(texture, heads[:, : c.kernel**2].softmax(1))
+        if c.heads != "filter":
+            texture = texture + c.residual_bound * heads[:, -3:].tanh()
+        return texture.clamp(0, 1)
+
+
+class Generator(nn.Module, PyTorchModelHubMixin):
+    """Faces in, masked faces out, in one forward pass: `masked = generator(faces, landmarks)`."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = generator_config(config)
+        self.net = TextureUNet(self.config)
+
+    @property
+    def texture_size(self) -> tuple[int, int]:
+        return self.config.texture_height, self.config.texture_width
+
+    def noise(self, batch: int, seed: int = 0) -> Tensor:
+        """z (B, noise), the same for every face, so that a face's mask does not depend on its batch."""
+        z = torch.randn(1, self.config.noise, generator=torch.Generator().manual_seed(seed))
+        return z.expand(batch, -1).to(next(self.parameters()).device)
+
+    def texture(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Mask textures (B, 3, h, w) in [0, 1] for faces (B, 3, H, W) in [0, 1] with landmarks (B, 68, 2) px.
+
+        templates: textures (B or 1, 3, h, w) of the faces printed on the masks; by default the
+        shipped template that the configuration names.
+        """
+        if templates is None:
+            from gan_mask.templates import load  # reads the embedded images, which training does not need
+
+            templates = load(self.config.default_template, self.texture_size)[None]
+        templates = templates.to(faces).expand(len(faces), -1, -1, -1)
+        if tuple(templates.shape[2:]) != self.texture_size:
+            raise GanMaskError(f"templates are {tuple(templates.shape[2:])}, the generator takes {self.texture_size}")
+        face_texture = masking.unwrap(faces, landmarks, self.texture_size)
+        return self.net(face_texture, templates, self.noise(len(faces), seed))
+
+    def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Masked faces (B, 3, H, W) in [0, 1]; arguments as in `texture`."""
+        texture = self.texture(faces, landmarks, templates, seed)
+        return masking.wear(faces, landmarks, texture, self.config.softness)
+
+
+class Discriminator(nn.Module):
+    """Realism of face crops: (B, 3, S, S) in [0, 1] -> logits (B,), high for real.
+
+    Strided convolutions without normalisation (R1 regularises); the mean over patch logits judges
+    texture everywhere rather than the whole face.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width, 4 * width)
+        layers: list[nn.Module] = []
+        for a, b in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.net(faces * 2 - 1).flatten(1).mean(1)
+
+
+def generator_config(values: dict[str, Any]) -> GeneratorConfig:
+    """Checked configuration from JSON values; raises GanMaskError that names the wrong key."""
+    known = GeneratorConfig.__dataclass_fields__
+    if unknown := sorted(set(values) - set(known)):
+        raise GanMaskError(f"unknown generator option {', '.join(unknown)}; known: {', '.join(known)}")
+    config = GeneratorConfig(**{**values, "widths": tuple(values.get("widths", GeneratorConfig.widths))})
+    divisor = 2 ** (len(config.widths) - 1)
+    if config.texture_height % divisor or config.texture_width % divisor:
+        raise GanMaskError(
+            f"texture {config.texture_height}x{config.texture_width} must be divisible by {divisor} "
+            f"for {len(config.widths)} widths"
+        )
+    if config.heads not in ("filter", "residual", "both"):
+        raise GanMaskError(f"heads '{config.heads}' is unknown; known: filter, residual, both")
+    if config.kernel % 2 == 0 or config.kernel < 1:
+        raise GanMaskError(f"kernel {config.kernel} must be odd")
+    return config
+
+
+def to_json(config: GeneratorConfig) -> dict[str, Any]:
+    return {**asdict(config), "widths": list(config.widths)}
+
+
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
+    """The generator in folder `path` (config.json + model.safetensors), frozen and in eval mode.
+
+    A run folder of train.py works too: its latest checkpoint is taken. Raises GanMaskError, naming
+    the file, when something is missing, damaged, or does not fit together.
+    """
+    folder = _checkpoint_folder(Path(path))
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise GanMaskError(f"{folder / 'config.json'}: expected an object of generator options")
+    generator = Generator(**values)
+    weights = read_safetensors(folder / "model.safetensors")
+    missing = sorted(set(generator.state_dict()) ^ set(weights))
+    wrong = [k for k, v in generator.state_dict().items() if k in weights and weights[k].shape != v.shape]
+    if missing or wrong:
+        raise GanMaskError(
+            f"{folder}: config.json and model.safetensors do not belong together; "
+            f"differing keys: {', '.join((missing + wrong)[:8])}"
+        )
+    generator.load_state_dict({k: v.float() for k, v in weights.items()})
+    return generator.eval().requires_grad_(False).to(device)
+
+
+def _checkpoint_folder(path: Path) -> Path:
+    if (path / "config.json").is_file():
+        return path
+    if (path / "generator" / "config.json").is_file():  # a run folder of train.py
+        return path / "generator"
+    shipped = Path("checkpoints")
+    known = sorted(p.parent.name for p in shipped.glob("*/config.json")) if shipped.is_dir() else []
+    hint = f"; shipped: {', '.join(f'checkpoints/{k}' for k in known)}" if known else ""
+    raise GanMaskError(f"{path}: no checkpoint here (expected config.json and model.safetensors){hint}")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise GanMaskError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise GanMaskError(f"{path}: damaged or not a safetensors file ({error})") from error

@@ -1,0 +1,104 @@
+"""Fixtures: the development data (skipped when absent) and a small prepared set of embedded synthetic faces."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The development folder beside the checkout: real photos and third-party weights, which are not ours to ship."""
+    folder = Path(os.environ.get("GAN_MASK_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "weights").is_dir():
+        pytest.skip(f"needs the development data in {folder} (set GAN_MASK_SHARED)")
+    return folder
+
+
+def embedded_photo(name: str) -> bytes:
+    """One of the embedded photos, such as 'id_0001/view_1'."""
+    with zipfile.ZipFile(REPOSITORY / "gan_mask/assets/synthfaces.zip") as archive:
+        return archive.read(f"synthfaces/{name}.webp")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set of 20 synthetic people (12 train, 4 val, 4 test) at 64 px, from the embedded landmarks.
+
+    Written without detection, in a second; the real way, data_prep/prepare.py, has tests of its own.
+    """
+    from gan_mask.data import FORMAT, INDEX
+
+    folder = tmp_path_factory.mktemp("prepared")
+    size, people, views = 64, 20, 3
+    with np.load(REPOSITORY / "gan_mask/assets/synthfaces_landmarks.npz") as file:
+        landmarks = dict(zip(file["names"].tolist(), file["landmarks68"], strict=True))
+    index, strings = np.zeros(people * views, INDEX), bytearray()
+    with open(folder / "crops.bin", "wb") as crops:
+        for i, record in enumerate(index):
+            person, source = f"id_{i // views + 1:04d}", f"id_{i // views + 1:04d}/view_{i % views + 1}"
+            buffer = io.BytesIO()
+            photo = (
+                Image.open(io.BytesIO(embedded_photo(source))).convert("RGB").resize((size, size), Image.Resampling.BOX)
+            )
+            photo.save(buffer, "JPEG", quality=95, subsampling=0)
+            record["crop"], record["crop_length"] = crops.tell(), len(buffer.getvalue())
+            crops.write(buffer.getvalue())
+            for field, text in (("person", person), ("source", source)):
+                record[field], record[f"{field}_length"] = len(strings), len(text)
+                strings += text.encode()
+            record["identity"], record["score"] = i // views, 1.0
+            record["split"] = 0 if i // views < 12 else 1 if i // views < 16 else 2
+            record["landmarks"] = (landmarks[f"synthfaces/{source}.webp"] + 0.5) * size / 128 - 0.5
+    (folder / "strings.bin").write_bytes(strings)
+    np.save(folder / "index.npy", index)
+    sizes = {name: (folder / name).stat().st_size for name in ("crops.bin", "index.npy", "strings.bin")}
+    meta = {"format": FORMAT, "size": size, "margin": 0.2, "faces": len(index), "bytes": sizes}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+class FakeEmbedder(torch.nn.Module):
+    """Fixed random projection of the shrunken face, small enough to read; stands in for a recogniser in tests."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(16, 3 * 8 * 8, generator=torch.Generator().manual_seed(0)), False)
+
+    def forward(self, faces: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.adaptive_avg_pool2d(faces, 8).flatten(1)
+        return torch.nn.functional.normalize((small - 0.5) @ self.weight.T.to(small), dim=1)
+
+    def threshold(self, far: float) -> float:
+        return 0.9
+
+
+class FakeDetector(torch.nn.Module):
+    """Takes a dark lower half for a mask, and any picture for a face."""
+
+    name = "fake"
+
+    def forward(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        lower = faces[:, :, faces.shape[2] // 2 :].mean((1, 2, 3))
+        return 20 * (0.5 - lower), torch.full_like(lower, 5.0)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """load_embedder('fake') and load_detector('fake')."""
+    from gan_mask import pretrained
+
+    monkeypatch.setitem(pretrained.EMBEDDERS, "fake", lambda name: FakeEmbedder())  # type: ignore[arg-type,return-value]
+    monkeypatch.setitem(pretrained.DETECTORS, "fake", lambda name: FakeDetector())  # type: ignore[arg-type,return-value]

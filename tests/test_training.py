@@ -1,0 +1,119 @@
+"""The training loop on tiny fake networks: seconds, on the CPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gan_mask import load_generator, training
+
+TINY = (
+    "--embedders fake --detectors fake --widths 8 16 --discriminator_width 8 --batch_size 4 --workers 0 --warmup 1 "
+    "--templates face-001 plain-white --log_every 1 --validate_every 4 --save_every 2 --validation_faces 4 --r1_every 2"
+).split()
+
+
+def run(prepared: Path, out: Path, *options: str) -> None:
+    training.main(["--data", str(prepared), "--out", str(out), *TINY, *options])
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((out / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "state.safetensors")
+
+
+def test_two_steps_make_a_loadable_generator_logs_and_a_preview(fakes, prepared, tmp_path):
+    run(prepared, tmp_path / "run", "--steps", "2")
+    generator = load_generator(tmp_path / "run")
+    face, landmarks = torch.rand(2, 3, 64, 64), torch.rand(2, 68, 2) * 60
+    assert generator(face, landmarks).shape == face.shape
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {line["group"] for line in lines} == {"train", "val"}
+    assert {"dodging", "undetected", "realism", "d_logistic", "fidelity"} <= set(lines[0])
+    assert list((tmp_path / "run" / "previews").glob("*.png"))
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_training_moves_every_network_and_lowers_the_attack_losses(fakes, prepared, tmp_path):
+    run(prepared, tmp_path / "run", "--steps", "30", "--save_every", "30", "--realism", "0", "--learning_rate", "0.01")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    train = [line["dodging"] + line["undetected"] for line in lines if line["group"] == "train"]
+    assert sum(train[-5:]) < 0.7 * sum(train[:5])
+
+
+def test_resuming_equals_an_uninterrupted_run_bit_for_bit(fakes, prepared, tmp_path):
+    run(prepared, tmp_path / "whole", "--steps", "6")
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "scale_learning_rates", lambda o, c, s: die() if s == 5 else ORIGINAL(o, c, s))
+        with pytest.raises(Killed):
+            run(prepared, tmp_path / "cut", "--steps", "6")
+    run(prepared, tmp_path / "cut", "--steps", "6")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+
+
+ORIGINAL = training.scale_learning_rates
+
+
+def test_accumulated_micro_batches_equal_one_large_batch(fakes, prepared, tmp_path):
+    run(prepared, tmp_path / "large", "--steps", "2", "--batch_size", "8")
+    run(prepared, tmp_path / "small", "--steps", "2", "--batch_size", "4", "--accumulate", "2")
+    large, small = weights(tmp_path / "large"), weights(tmp_path / "small")
+    for key in large:
+        if key.startswith(("net.", "discriminator.")):
+            assert torch.allclose(large[key], small[key], atol=2e-4), key
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(fakes, prepared, tmp_path, capsys):
+    run(prepared, tmp_path / "run", "--steps", "4")
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    run(prepared, tmp_path / "run", "--steps", "6")
+    captured = capsys.readouterr()
+    assert "step-0000004" in captured.err and "checksum" in captured.err
+    assert "resuming" in captured.out and "step-0000002" in captured.out
+
+
+def test_old_checkpoints_are_removed(fakes, prepared, tmp_path):
+    run(prepared, tmp_path / "run", "--steps", "8", "--keep", "2")
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-0000006", "step-0000008"]
+
+
+def error(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        training.main(list(arguments))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_errors_name_option_and_remedy(fakes, prepared, tmp_path, capsys):
+    data, out = str(prepared), str(tmp_path / "run")
+    assert "--data is missing" in error(capsys, "--out", out)
+    assert "prepare.py" in error(capsys, "--data", str(tmp_path / "nowhere"), "--out", out)
+    assert "arcfce" in error(capsys, "--data", data, "--out", out, "--embedders", "arcfce")
+    assert "--steps" in error(capsys, "--data", data, "--out", out, "--steps", "many")
+    config = tmp_path / "config.yaml"
+    config.write_text("lerning_rate: 1\n")
+    message = error(capsys, "--config", str(config))
+    assert "lerning_rate" in message and "learning_rate" in message
+    run(prepared, tmp_path / "other", "--steps", "1")
+    assert "seed 0 -> 1" in error(capsys, "--data", data, "--out", str(tmp_path / "other"), *TINY, "--seed", "1")
+
+
+def test_print_config_merges_defaults_file_and_command_line(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("steps: 7\nembedders: [dlib]\nfar: 0.01\n")
+    with pytest.raises(SystemExit) as caught:
+        training.main(["--config", str(tmp_path / "config.yaml"), "--steps", "9", "--print_config"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "steps: 9\n" in text and "far: 0.01\n" in text and "batch_size: 32\n" in text
