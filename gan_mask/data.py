@@ -112,7 +112,7 @@ class PreparedSet(Dataset[dict[str, Any]]):
     def _string(self, i: int, field: str) -> str:
         record = self._record(i)
         start, length = int(record[field]), int(record[f"{field}_length"])
-        return self._strings[start : start + length].tobytes().decode()
+        return self._strings[start : start + length].tobytes().decode("utf-8", "surrogateescape")
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 MAX_PIXELS = 100_000_000  # larger photos are refused before they are decoded
+MAX_BYTES = 1 << 30  # larger files are refused before they are read
 
 _ORIENTATIONS = {  # the EXIF tag's value -> what makes the photo upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,8 +38,11 @@ class UnreadableImage(GanMaskError):
     """A photo that cannot be decoded; `reason` is the message without the file's name."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
+        super().__init__(name, reason)
         self.reason = reason
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 # ------------------------------------------------------------------------------------------- decoding
@@ -53,7 +57,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        content = source if isinstance(source, bytes) else _read_file(Path(source), name)
     except FileNotFoundError:
         raise UnreadableImage(name, "no such file") from None
     except OSError as error:
@@ -75,6 +79,14 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
             raise UnreadableImage(name, _too_large("far too many pixels")) from None
         except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
             raise UnreadableImage(name, f"damaged or unsupported image ({error})") from error
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    if path.exists() and not path.is_file():  # a folder, or a pipe that would block
+        raise UnreadableImage(name, "not a file")
+    if path.stat().st_size > MAX_BYTES:
+        raise UnreadableImage(name, f"larger than {MAX_BYTES >> 20} MiB")
+    return path.read_bytes()
 
 
 def _too_large(found: str) -> str:
@@ -188,7 +200,7 @@ class FaceFinder:
     def landmarks(self, photo: np.ndarray, box: np.ndarray) -> np.ndarray:
         """float32 (68, 2) in the photo's pixels, for a face in an MTCNN box (x0, y0, x1, y1).
 
-        The mean over a few jittered boxes and the mirrored image, on a copy of the face at one fixed size.
+        The mean over a few jittered boxes, on a copy of the face at one fixed size.
         """
         import dlib
 
@@ -201,16 +213,11 @@ class FaceFinder:
         patch = np.asarray(_resized(photo, left, top, left + patch_side, top + patch_side, _PATCH, _PATCH))
         centre, inner = _PATCH / 2 - 0.5, _PATCH / 2.2
         found = []
-        for image, mirrored in ((patch, False), (np.ascontiguousarray(patch[:, ::-1]), True)):
-            for dx, dy, zoom in _JITTER:
-                half, cx, cy = inner * zoom / 2, centre + dx * inner, centre + dy * inner
-                edges = [round(edge) for edge in (cx - half, cy - half, cx + half, cy + half)]
-                shape = self._predictor(image, dlib.rectangle(*edges))
-                points = np.array([(p.x, p.y) for p in shape.parts()], np.float32)
-                if mirrored:
-                    points = points[list(lm.FLIP)]
-                    points[:, 0] = _PATCH - 1 - points[:, 0]
-                found.append(points)
+        for dx, dy, zoom in _JITTER:
+            half, cx, cy = inner * zoom / 2, centre + dx * inner, centre + dy * inner
+            edges = [round(edge) for edge in (cx - half, cy - half, cx + half, cy + half)]
+            shape = self._predictor(patch, dlib.rectangle(*edges))
+            found.append([(p.x, p.y) for p in shape.parts()])
         mean = np.mean(found, axis=0, dtype=np.float64)
         corner = np.array([left, top]) - 0.5
         return ((mean + 0.5) * (patch_side / _PATCH) + corner).astype(np.float32)
