@@ -73,13 +73,11 @@ def load(name: str | Path, texture_size: tuple[int, int] = masking.TEXTURE) -> T
     return _from_photo(Path(name), texture_size)
 
 
-def expand(which: str | Sequence[str | Path]) -> list[str | Path]:
+def expand(which: str | Sequence[str | Path]) -> list[str]:
     """Names, groups and photos (one or a list) -> names and photos: each group replaced by its templates."""
     known = groups()
     items: Sequence[str | Path] = [which] if isinstance(which, str) else which
-    chosen: list[str | Path] = []
-    for item in items:
-        chosen += known.get(str(item), [item])
+    chosen = [name for item in items for name in known.get(str(item), [str(item)])]
     if not chosen:
         raise GanMaskError(f"no template given; {_known()}")
     return chosen

@@ -1,0 +1,56 @@
+"""Pictures for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from gan_mask import files
+
+TILE = 160  # pixels: side of one face
+LINE = 17  # pixels: height of one line of a caption
+
+
+@dataclass
+class Pair:
+    unmasked: Image.Image
+    masked: Image.Image
+    caption: Sequence[str]  # lines under the two
+
+
+def contact_sheet(pairs: Sequence[Pair], title: str, path: Path, columns: int = 4) -> None:
+    """A PNG of unmasked | masked pairs with captions."""
+    font = ImageFont.load_default(13)
+    lines = max(len(pair.caption) for pair in pairs)
+    width, height = 2 * TILE + 12, TILE + 8 + lines * LINE + 8
+    columns = min(columns, len(pairs))
+    rows = -(-len(pairs) // columns)
+    sheet = Image.new("RGB", (columns * width + 12, rows * height + 40), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text(
+        (12, 12),
+        _fitting(draw, title, ImageFont.load_default(15), sheet.width - 24),
+        "black",
+        ImageFont.load_default(15),
+    )
+    for index, pair in enumerate(pairs):
+        x, y = 12 + index % columns * width, 40 + index // columns * height
+        sheet.paste(pair.unmasked.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
+        sheet.paste(pair.masked.resize((TILE, TILE), Image.Resampling.LANCZOS), (x + TILE, y))
+        for line, text in enumerate(pair.caption):
+            draw.text((x, y + TILE + 4 + line * LINE), _fitting(draw, text, font, 2 * TILE), "black", font)
+    with files.replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _fitting(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
+    """`text`, its beginning replaced by an ellipsis where it is too long."""
+    text = text.encode("utf-8", "replace").decode()  # file names may hold bytes that are not UTF-8
+    while draw.textlength(text, font) > width and len(text) > 2:
+        text = "…" + text[2:]
+    return text
