@@ -11,11 +11,15 @@ LOCK := $(if $(shell command -v flock),flock .venv.lock)
 .PHONY: demo test install install-dev clean
 
 demo: install
-	$(BIN)/python data_prep/prepare.py synthetic $(DEMO)/data
-	$(BIN)/accelerate launch --cpu --num_processes 1 train.py --config configs/quickstart.yaml --data $(DEMO)/data --out $(DEMO)/run
+	$(BIN)/python data_prep/prepare.py synthetic $(DEMO)/data --splits 0.65,0.1,0.25
+	$(BIN)/python data_prep/demo_photos.py $(DEMO)/data $(DEMO)/photos
+	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		train.py --config configs/quickstart.yaml --data $(DEMO)/data --out $(DEMO)/run
 	$(BIN)/python sample.py --faces $(DEMO)/photos --out $(DEMO)/masked --checkpoint $(DEMO)/run
-	$(BIN)/python -m gan_mask.evaluation $(DEMO)/data --checkpoint $(DEMO)/run --out $(DEMO)/evaluation
-	@echo "Look at $(DEMO)/masked/overview.png (the masks), $(DEMO)/masked/results.csv and $(DEMO)/evaluation (the rates)."
+	$(BIN)/python -m gan_mask.evaluation --data $(DEMO)/data --checkpoint $(DEMO)/run --out $(DEMO)/evaluation
+	@echo
+	@echo "Look at $(DEMO)/masked/overview.png (the masks), $(DEMO)/masked/results.csv (each face) and"
+	@echo "$(DEMO)/evaluation/report.json (the rates above: dm is before, generator after)."
 
 test: install-dev
 	$(BIN)/ruff check .

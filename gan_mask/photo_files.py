@@ -19,7 +19,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "JPEG": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
     "MPO": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),  # JPEG with further pictures, as phones write them
     "PNG": ("PNG", {}),
-    "TIFF": ("TIFF", {"compression": "tiff_lzw"}),
+    "TIFF": ("TIFF", {}),  # uncompressed: libtiff's compressors do not take all EXIF
     "WEBP": ("WEBP", {"lossless": True}),
 }
 
@@ -101,5 +101,7 @@ def _kept(original: Image.Exif) -> Image.Exif:
     exif = Image.Exif()
     exif.update({key: original[key] for key in KEPT_EXIF if key in original})
     details = original.get_ifd(ExifTags.IFD.Exif)
-    exif.get_ifd(ExifTags.IFD.Exif).update({key: details[key] for key in KEPT_EXIF_IFD if key in details})
+    kept: dict[int, Any] = {int(key): details[key] for key in KEPT_EXIF_IFD if key in details}
+    if kept:
+        exif.get_ifd(ExifTags.IFD.Exif).update(kept)
     return exif

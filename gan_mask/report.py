@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,11 @@ def contact_sheet(pairs: Sequence[Pair], title: str, path: Path, columns: int = 
 def _fitting(
     draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
-    """`text`, its beginning replaced by an ellipsis where it is too long."""
-    text = text.encode("utf-8", "replace").decode()  # file names may hold bytes that are not UTF-8
-    while draw.textlength(text, font) > width and len(text) > 2:
-        text = "…" + text[2:]
-    return text
+    """`text`, its beginning replaced by dots where it is too long. Pillow's own font has ASCII only."""
+    text = unicodedata.normalize("NFKD", text)
+    text = "".join(c for c in text if not unicodedata.combining(c)).encode("ascii", "replace").decode()
+    if draw.textlength(text, font) <= width:
+        return text
+    while draw.textlength(f"...{text}", font) > width:
+        text = text[1:]
+    return f"...{text}"

@@ -340,6 +340,8 @@ def sample(args: argparse.Namespace) -> list[Row]:
     names, problems = find_photos(source)
     if not names:
         raise GanMaskError(f"--faces {source}: no image files in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if "overview.png" in names:
+        raise GanMaskError(f"{source / 'overview.png'}: this command writes a picture of that name; rename the photo")
     sampler = load(args)
     journal = Journal(out, source, settings(args))
     todo = [name for name in names if not journal.finished(name)]
@@ -405,24 +407,29 @@ def write_overview(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
 
 
 def _pair(row: Row, sampler: Sampler) -> report.Pair:
-    x0, y0, x1, y1 = map(float, row["box"].split())
-    half = 0.75 * max(x1 - x0, y1 - y0)
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    window = (round(x - half), round(y - half), round(x + half), round(y + half))
     images = [Image.fromarray(read_image(p)) for p in (sampler.source / row["photo"], sampler.out / row["written"])]
+    window = _window(images[0].size, tuple(map(float, row["box"].split())))
     caption = [row["photo"]]
+    if not row["face_found_after"]:
+        return report.Pair(images[0].crop(window), images[1].crop(window), [*caption, "face lost"])
     for name in sampler.embedders:
-        caption.append(
-            f"{name}: {row.get(f'similarity_{name}', float('nan')):.2f}" if row["face_found_after"] else "face lost"
-        )
-        if row["face_found_after"]:
-            same = row[f"similarity_{name}"] >= row[f"threshold_{name}"]
-            caption[-1] += f" {'same' if same else 'other'} person (threshold {row[f'threshold_{name}']:.2f})"
+        similarity, threshold = row[f"similarity_{name}"], row[f"threshold_{name}"]
+        verdict = "same" if similarity >= threshold else "other"
+        caption.append(f"{name}: {verdict} person ({similarity:.2f}, threshold {threshold:.2f})")
     for name in sampler.detectors:
-        if row["face_found_after"]:
-            logit = row[f"mask_logit_after_{name}"]
-            caption.append(f"{name}: {'mask reported' if logit > 0 else 'no mask reported'} ({logit:+.1f})")
+        logit = row[f"mask_logit_after_{name}"]
+        caption.append(f"{name}: {'mask' if logit > 0 else 'no mask'} reported ({logit:+.1f})")
     return report.Pair(images[0].crop(window), images[1].crop(window), caption)
+
+
+def _window(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:
+    """A square around a face's box, within the photo."""
+    side = round(min(1.5 * max(box[2] - box[0], box[3] - box[1]), *size))
+    left, top = (
+        round(min(max((low + high - side) / 2, 0), length - side))
+        for low, high, length in zip(box[:2], box[2:], size, strict=True)
+    )
+    return left, top, left + side, top + side
 
 
 def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
