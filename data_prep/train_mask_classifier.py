@@ -121,7 +121,7 @@ class MaskFaces(Dataset[Any]):
                 A.Affine(scale=(0.8, 1.25), translate_percent=(-0.08, 0.08), rotate=(-12, 12), border_mode=1, p=0.9),
                 A.RandomBrightnessContrast(0.25, 0.25, p=0.7),
                 A.HueSaturationValue(8, 30, 0, p=0.5),
-                A.OneOf([A.GaussianBlur((3, 5)), A.Downscale((0.4, 0.8)), A.ImageCompression(quality_range=(30, 90))], p=0.5),
+                A.OneOf([A.GaussianBlur((3, 5)), A.Downscale((0.4, 0.8)), A.ImageCompression("jpeg", (30, 90))], p=0.5),
                 A.GaussNoise((0.01, 0.05), p=0.2),
                 A.ToGray(p=0.05),
             ])  # fmt: skip

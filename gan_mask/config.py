@@ -1,4 +1,4 @@
-"""Options from a dataclass: its defaults, then a YAML file, then the command line. The dataclass is the documentation."""
+"""Options from a dataclass (its fields are the documentation): defaults, then a YAML file, then the command line."""
 
 from __future__ import annotations
 

@@ -271,9 +271,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         seen[name] = look_at(paths[name], mates, embedders, detectors, finder, photos, args.device)
 
     report: dict[str, Any] = {
-        "data": str(args.data), "split": args.split, "probes": len(probes.index), "identities": len(set(probes.identity)),
-        "far": args.far, "thresholds": thresholds, "templates": args.templates, "checkpoint": args.checkpoint, "results": {},
-    }  # fmt: skip
+        "data": str(args.data),
+        "split": args.split,
+        "probes": len(probes.index),
+        "identities": len(set(probes.identity)),
+        "far": args.far,
+        "thresholds": thresholds,
+        "templates": args.templates,
+        "checkpoint": args.checkpoint,
+        "results": {},
+    }
     for title, (e, d) in sets.items():
         if e or d:
             measured = {name: outcomes(s, seen["none"], thresholds, e, d) for name, s in seen.items()}
@@ -317,9 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except GanMaskError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(
-        f"\n{report['probes']} probes of {report['identities']} people ({args.split} split), thresholds at FAR {args.far:g}"
-    )
+    who = f"{report['probes']} probes of {report['identities']} people ({args.split} split)"
+    print(f"\n{who}, thresholds at FAR {args.far:g}")
     for title, results in report["results"].items():
         print(f"\n{title}; per cent [95 % interval over identities]\n{table(results)}")
     print(f"\nfigures: {Path(args.out) / 'report.json'}   picture: {Path(args.out) / 'strip.png'}")

@@ -18,7 +18,7 @@ def g_nonsaturating(fake_logits: Tensor) -> Tensor:
 
 
 def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
-    """Squared gradient of the discriminator at real images (Mescheder et al. 2018, eq. 9), without the factor gamma/2."""
+    """Squared gradient of the discriminator at real images (Mescheder et al. 2018), without the factor gamma/2."""
     (gradient,) = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
     return gradient.square().sum((1, 2, 3))
 
@@ -48,6 +48,9 @@ def total_variation(texture: Tensor) -> Tensor:
     return texture.diff(dim=2).abs().mean((1, 2, 3)) + texture.diff(dim=3).abs().mean((1, 2, 3))
 
 
-def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of images (B, C, H, W)."""
-    return (a - b).abs().mean((1, 2, 3))
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference of images (B, C, H, W).
+
+    Squared, since an absolute difference is happiest with all of the change in one glaring spot.
+    """
+    return (a - b).square().mean((1, 2, 3))

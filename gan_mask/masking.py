@@ -133,7 +133,8 @@ def _placement(landmarks: Tensor | Placement, height: int, width: int) -> Placem
 def _check(image: Tensor, landmarks: Tensor) -> None:
     if image.ndim != 4 or landmarks.shape != (len(image), 68, 2):
         raise GanMaskError(
-            f"expected image (B, C, H, W) and landmarks (B, 68, 2), got {tuple(image.shape)} and {tuple(landmarks.shape)}"
+            "expected image (B, C, H, W) and landmarks (B, 68, 2), "
+            f"got {tuple(image.shape)} and {tuple(landmarks.shape)}"
         )
 
 

@@ -52,19 +52,19 @@ class TrainConfig:
         ("faces",), "mask templates to sample: names, or the groups faces, plain, cloth"
     )
 
-    widths: tuple[int, ...] = option((16, 32, 64, 128), "generator's channels, one per resolution")
+    widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution")
     heads: Literal["filter", "residual", "both"] = option("both", "what the generator predicts")
     kernel: int = option(5, "side of the filter kernels, texels")
-    residual_bound: float = option(0.25, "largest change of a texel by the residual, of [0, 1]")
+    residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]")
     softness: float = option(0.03, "fade at the mask's edge, fraction of the mask's width")
     discriminator_width: int = option(32, "discriminator's channels in its first layer")
 
-    realism: float = option(0.1, "weight: discriminator's opinion")
+    realism: float = option(0.2, "weight: discriminator's opinion")
     dodging: float = option(2.0, "weight: similarity to the wearer's photos above threshold")
     undetected: float = option(0.5, "weight: mask logit")
     found: float = option(0.5, "weight: face logit, so that the face stays a face")
     perceptual: float = option(0.0, "weight: LPIPS to the DM result (needs AlexNet's weights)")
-    fidelity: float = option(2.0, "weight: mean absolute difference to the template's texture")
+    fidelity: float = option(100.0, "weight: mean squared difference to the template's texture")
     smooth: float = option(1.0, "weight: total variation of what the generator changes")
     dodging_margin: float = option(0.25, "how far below threshold, in units of 1 - threshold")
     detection_margin: float = option(2.0, "how far beyond the detectors' decision, logits")
@@ -162,7 +162,7 @@ def generator_terms(
         terms["found"] += c.found * losses.found_hinge(face_logit, c.detection_margin) / len(s.detectors)
     if s.perceptual is not None:
         terms["perceptual"] = c.perceptual * s.perceptual(scene.masked, scene.dm)
-    terms["fidelity"] = c.fidelity * losses.pixel_distance(scene.texture, scene.template)
+    terms["fidelity"] = c.fidelity * losses.squared_distance(scene.texture, scene.template)
     terms["smooth"] = c.smooth * losses.total_variation(scene.texture - scene.template)
     return terms
 
@@ -299,7 +299,7 @@ def train(c: TrainConfig) -> None:
                 scene = dress(face, landmarks, template, net, draws, c)
 
                 # Discriminator's turn
-                d_terms = discriminator_terms(scene, discriminator, draws, c, r1=step % c.r1_every == 0)
+                d_terms = discriminator_terms(scene, discriminator, draws, c, r1=step % c.r1_every == c.r1_every - 1)
                 accelerator.backward(total(d_terms))
 
                 # Generator's turn, against the frozen discriminator
@@ -349,8 +349,9 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
             before, now = files.read_json(path), config.to_dict(c)
             changed = [k for k in now if k not in RESUMABLE and before.get(k) != now[k]]
             if changed:
+                differences = ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed)
                 raise GanMaskError(
-                    f"{out} holds a run with other options ({', '.join(f'{k} {before.get(k)} -> {now[k]}' for k in changed)}); "
+                    f"{out} holds a run with other options ({differences}); "
                     "give another --out, or the same options to resume"
                 )
         try:
@@ -610,9 +611,10 @@ class State:
         with files.replacing(new / "state.safetensors") as temporary:
             write_tensors(self._tensors(), temporary)
         scaler = self.accelerator.scaler
-        files.write_json(new / "state.json", {
-            "step": step, "sha256": files.sha256(new / "state.safetensors"), "scaler": scaler.state_dict() if scaler else None,
-        })  # fmt: skip
+        checksum = files.sha256(new / "state.safetensors")
+        files.write_json(
+            new / "state.json", {"step": step, "sha256": checksum, "scaler": scaler and scaler.state_dict()}
+        )
         shutil.rmtree(final, ignore_errors=True)
         new.rename(final)
         files.sync_directory(self.folder)

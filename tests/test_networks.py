@@ -1,0 +1,109 @@
+"""The generator: its start, its bounds, its file."""
+
+import json
+
+import pytest
+import torch
+
+from gan_mask import load_generator, masking
+from gan_mask.errors import GanMaskError
+from gan_mask.landmarks import frame
+from gan_mask.networks import Discriminator, Generator, filter_texture
+from gan_mask.training import save_generator
+
+SMALL = {"widths": (8, 16), "texture_height": 24, "texture_width": 32, "size": 64}
+
+
+def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(batch)
+    landmarks = frame(64, 0.3) + torch.randn(batch, 68, 2)
+    return torch.rand(batch, 3, 64, 64), landmarks, torch.rand(batch, 3, 24, 32)
+
+
+@pytest.mark.parametrize("heads", ["filter", "residual", "both"])
+def test_an_untrained_generator_is_nearly_dm(heads):
+    face, landmarks, template = inputs()
+    texture = Generator(**SMALL, heads=heads).texture(face, landmarks, template)
+    assert texture.shape == template.shape
+    assert (texture - template).abs().mean() < 0.12  # identity kernels blur random noise a little
+
+
+def test_the_residual_is_bounded():
+    generator = Generator(**SMALL, heads="residual", residual_bound=0.1)
+    torch.nn.init.normal_(generator.net.heads.weight, std=10.0)
+    face, landmarks, template = inputs()
+    change = (generator.texture(face, landmarks, template) - template).abs()
+    assert 0.09 < change.max() <= 0.1 + 1e-6
+
+
+def test_filtering_is_a_per_pixel_convolution():
+    texture = torch.rand(2, 3, 9, 11)
+    kernel = torch.rand(25).softmax(0)
+    ours = filter_texture(texture, kernel[None, :, None, None].expand(2, -1, 9, 11))
+    padded = torch.nn.functional.pad(texture, [2] * 4, mode="replicate")
+    expected = torch.nn.functional.conv2d(padded, kernel.view(1, 1, 5, 5).expand(3, 1, 5, 5), groups=3)
+    assert torch.allclose(ours, expected, atol=1e-6)
+
+
+def test_masked_faces_differ_from_the_clean_ones_only_inside_the_region():
+    face, landmarks, template = inputs()
+    generator = Generator(**SMALL)
+    masked = generator(face, landmarks, template)
+    inside = masking.region(landmarks, 64, 64, generator.config.softness) > 0
+    assert not ((masked != face).any(1, keepdim=True) & ~inside).any()
+
+
+def test_a_mask_does_not_depend_on_its_batch():
+    face, landmarks, template = inputs(4)
+    generator = Generator(**SMALL).eval()
+    together = generator(face, landmarks, template, seed=5)
+    alone = torch.cat([generator(face[i, None], landmarks[i, None], template[i, None], seed=5) for i in range(4)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.equal(together, generator(face, landmarks, template, seed=6))
+
+
+def test_saving_and_loading(tmp_path):
+    face, landmarks, template = inputs()
+    generator = Generator(**SMALL).eval()
+    save_generator(generator, tmp_path / "checkpoint")
+    loaded = load_generator(tmp_path / "checkpoint")
+    assert torch.equal(loaded(face, landmarks, template), generator(face, landmarks, template))
+    assert not any(p.requires_grad for p in loaded.parameters())
+    hub = Generator.from_pretrained(tmp_path / "checkpoint").eval()  # PyTorchModelHubMixin reads the same files
+    assert torch.equal(hub(face, landmarks, template), generator(face, landmarks, template))
+
+
+def test_the_default_template_is_shipped():
+    face, landmarks, _ = inputs()
+    generator = Generator(size=64)
+    assert generator(face, landmarks).shape == face.shape
+
+
+def test_wrong_checkpoints_are_named(tmp_path):
+    with pytest.raises(GanMaskError, match="no checkpoint here"):
+        load_generator(tmp_path)
+    save_generator(Generator(**SMALL), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    with pytest.raises(GanMaskError, match="model.safetensors: damaged"):
+        load_generator(tmp_path)
+    weights.write_bytes(whole)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "noise": 8}))
+    with pytest.raises(GanMaskError, match="differing keys: net.down.0.film.weight"):
+        load_generator(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "colour": 8}))
+    with pytest.raises(GanMaskError, match="unknown generator option colour; known: texture_height"):
+        load_generator(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(GanMaskError, match="config.json: not readable as JSON"):
+        load_generator(tmp_path)
+
+
+def test_discriminator_takes_any_size_and_has_second_derivatives():
+    discriminator = Discriminator(8)
+    image = torch.rand(2, 3, 50, 70, requires_grad=True)
+    (gradient,) = torch.autograd.grad(discriminator(image).sum(), image, create_graph=True)
+    gradient.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in discriminator.parameters() if p.grad is not None)
