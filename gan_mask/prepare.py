@@ -150,7 +150,7 @@ def _walk(folder: Path) -> Iterator[str]:
 def _is_photo(name: str) -> bool:
     """An image by its suffix, at a safe place, and no hidden file of some system."""
     path = PurePosixPath(name)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+    if path.suffix.lower() not in IMAGE_SUFFIXES or name.endswith("/"):
         return False
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)  # `..` too
     return not (hidden or path.is_absolute())
@@ -274,7 +274,7 @@ def run_chunks(
         finally:
             torch.set_num_threads(threads)
         return
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(chunks)), context, _start, arguments)
     try:
         futures: list[Future[int]] = [pool.submit(_work, *chunk) for chunk in chunks.items()]
@@ -287,7 +287,7 @@ def run_chunks(
             "if it repeats, with fewer --workers"
         ) from error
     finally:
-        for child in multiprocessing.active_children():  # after an error or Ctrl-C; otherwise there are none
+        for child in set(multiprocessing.active_children()) - others:  # left after an error or Ctrl-C
             child.terminate()
         pool.shutdown(cancel_futures=True)
 

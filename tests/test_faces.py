@@ -1,0 +1,265 @@
+"""Decoding every kind of photo, finding landmarks, and the geometry of the aligned crop."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, embedded_photo
+from PIL import Image
+
+from gan_mask import landmarks as lm
+from gan_mask.errors import GanMaskError
+from gan_mask.faces import FaceFinder, UnreadableImage, align, read_image
+
+GRADIENT = np.dstack([*np.meshgrid(np.arange(0, 240, 5), np.arange(0, 160, 5)), np.full((32, 48), 90)]).astype("u1")
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = Image.fromarray(GRADIENT)
+    T = Image.Transpose
+    stored_as = {  # how a camera stores the upright scene under each value of the tag (EXIF 2.3, tag 0x0112)
+        1: None, 2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM,
+        5: T.TRANSPOSE, 6: T.ROTATE_90, 7: T.TRANSVERSE, 8: T.ROTATE_270,
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(stored_as) if stored_as is not None else upright
+    for kind in ("PNG", "JPEG", "WEBP"):
+        options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+        decoded = read_image(encoded(stored, kind, exif=exif, **options))
+        assert decoded.shape == GRADIENT.shape
+        assert np.abs(decoded.astype(int) - GRADIENT).max() <= 4
+
+
+@pytest.mark.parametrize("value", [0, 9, 60000])
+def test_senseless_orientation_leaves_the_photo_as_stored(value: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    assert np.array_equal(read_image(encoded(Image.fromarray(GRADIENT), exif=exif)), GRADIENT)
+
+
+def test_garbage_exif_neither_crashes_nor_loses_the_photo() -> None:
+    content = encoded(Image.fromarray(GRADIENT), exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 50)
+    assert read_image(content).shape == GRADIENT.shape
+
+
+GREY = GRADIENT[..., 0]
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        (Image.fromarray(GREY), np.dstack([GREY] * 3)),
+        (Image.fromarray(GREY > 100), np.dstack([(GREY > 100) * 255] * 3)),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), np.dstack([GREY] * 3)),  # 16 bit: 0xffff is white
+        (Image.fromarray(np.dstack([GRADIENT, np.full_like(GREY, 255)])), GRADIENT),
+        (Image.fromarray(np.dstack([GRADIENT, np.zeros_like(GREY)])), np.full_like(GRADIENT, 255)),  # clear is white
+        (Image.fromarray(np.dstack([GREY, np.full_like(GREY, 255)])), np.dstack([GREY] * 3)),
+        (Image.fromarray(np.dstack([GREY, np.zeros_like(GREY)])), np.full_like(GRADIENT, 255)),
+        (Image.fromarray(GREY).convert("P"), np.dstack([GREY] * 3)),
+    ],
+    ids=["grey", "1 bit", "16 bit", "opaque RGBA", "clear RGBA", "opaque LA", "clear LA", "palette"],
+)
+def test_png_modes(image: Image.Image, expected: np.ndarray) -> None:
+    decoded = read_image(encoded(image))
+    assert decoded.dtype == np.uint8 and np.array_equal(decoded, expected)
+
+
+def test_half_transparent_is_mixed_with_white() -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[..., 3] = 128
+    assert np.abs(read_image(encoded(Image.fromarray(pixels))).astype(int) - 127).max() <= 1
+
+
+def test_transparent_palette_colour_becomes_white() -> None:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((3, 2), 1)
+    decoded = read_image(encoded(image, transparency=0))
+    assert decoded[2, 3].tolist() == [200, 100, 50] and decoded[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
+def test_other_colour_spaces(mode: str) -> None:
+    content = encoded(Image.fromarray(GRADIENT).convert(mode), "JPEG" if mode == "CMYK" else "TIFF")
+    assert np.abs(read_image(content).astype(int) - GRADIENT).mean() < 3
+
+
+def test_float_tiff() -> None:
+    content = encoded(Image.fromarray(GREY.astype(np.float32) / 255), "TIFF")
+    assert np.array_equal(read_image(content), np.dstack([GREY] * 3))
+
+
+def test_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        decoded = read_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+        assert decoded.shape == (16, 16, 3)
+        assert decoded[8, 8].argmax() == 0 and decoded[8, 8, 0] > 240
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG that claims this size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "empty"),
+        (b"To whom it may concern\n" * 9, "not an image"),
+        (encoded(Image.fromarray(GRADIENT), "JPEG")[:700], "truncated"),
+        (encoded(Image.fromarray(GRADIENT))[:100], "damaged"),
+        (encoded(Image.fromarray(GRADIENT), "WEBP")[:100], "damaged|not an image"),
+        (png_header(11_000, 11_000), "100 megapixels"),
+        (png_header(20_000, 20_000), "100 megapixels"),
+    ],
+    ids=["0 byte", "text", "truncated jpg", "truncated png", "truncated webp", "121 MP", "400 MP"],
+)
+def test_bad_file_is_named_with_the_reason(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "żółć 1.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value) and isinstance(caught.value, GanMaskError)
+
+
+def test_unreadable_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreadableImage, match="no such file"):
+        read_image(tmp_path / "absent.jpg")
+    with pytest.raises(UnreadableImage, match="not a file"):
+        read_image(tmp_path)
+
+    def denied(self: Path) -> bytes:  # root may read anything, so the refusal is played
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "mine.jpg").write_bytes(b"x")
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(UnreadableImage, match="mine.jpg: cannot be read .Permission denied"):
+        read_image(tmp_path / "mine.jpg")
+
+
+# ------------------------------------------------------------------------------------------- finding
+
+
+@pytest.fixture(scope="module")
+def finder() -> FaceFinder:
+    torch.set_num_threads(1)
+    return FaceFinder(min_size=40)
+
+
+def eye_distance(landmarks: np.ndarray) -> float:
+    return float(np.linalg.norm(landmarks[36:42].mean(0) - landmarks[42:48].mean(0)))
+
+
+def error(found: np.ndarray, reference: np.ndarray) -> float:
+    """Mean distance in eye distances."""
+    return float(np.linalg.norm(found - reference, axis=-1).mean() / eye_distance(reference))
+
+
+def test_landmarks_of_synthetic_faces(finder: FaceFinder) -> None:
+    """Against dlib's own detector and predictor (the embedded file)."""
+    with np.load(REPOSITORY / "gan_mask/assets/synthfaces_landmarks.npz") as file:
+        names, reference = file["names"][::60].tolist(), file["landmarks68"][::60]
+    photos = [read_image(embedded_photo(name.removeprefix("synthfaces/").removesuffix(".webp"))) for name in names]
+    found = finder.find(photos)
+    assert [len(faces) for faces in found] == [1] * len(photos)
+    errors = [error(faces[0].landmarks, r) for faces, r in zip(found, reference, strict=True)]
+    assert np.median(errors) < 0.025 and max(errors) < 0.08
+
+
+def test_landmarks_of_real_faces(finder: FaceFinder, shared: Path) -> None:
+    with np.load(shared / "data/lfw160_landmarks68.npz") as file:
+        names, reference = file["names"][::350].tolist(), file["points"][::350]
+    with zipfile.ZipFile(shared / "data/lfw160.zip") as archive:
+        photos = [read_image(archive.read(f"lfw160/{name}.webp")) for name in names]
+    found = finder.find(photos)
+    assert all(found)
+    errors = [min(error(f.landmarks, r) for f in faces) for faces, r in zip(found, reference, strict=True)]
+    assert np.median(errors) < 0.01 and np.percentile(errors, 90) < 0.03
+
+
+def test_mixed_sizes_crowds_and_empty_pictures(finder: FaceFinder) -> None:
+    """Faces come largest first, in the pixels of their own photo, however large that is."""
+    one, two = (read_image(embedded_photo(f"id_000{i}/view_1")) for i in (1, 2))
+    crowd = np.full((400, 700, 3), 120, np.uint8)
+    crowd[20:148, 30:158] = one
+    crowd[100:356, 400:656] = np.asarray(Image.fromarray(two).resize((256, 256)))
+    large = np.asarray(Image.fromarray(crowd).resize((2800, 1600)))
+    empty, tiny, thin = (
+        np.zeros((160, 160, 3), np.uint8),
+        np.zeros((1, 1, 3), np.uint8),
+        np.zeros((20, 900, 3), np.uint8),
+    )
+    found = finder.find([one, crowd, empty, large, tiny, thin, two])
+    assert [len(faces) for faces in found] == [1, 2, 0, 2, 0, 0, 1]
+    assert found[1][0].box[0] > 380 and found[1][1].box[2] < 170
+    for small, big in zip(found[1], found[3], strict=True):
+        assert error(big.landmarks, (small.landmarks + 0.5) * 4 - 0.5) < 0.04
+    alone = finder.find([one])[0][0]
+    assert error(alone.landmarks, found[0][0].landmarks) < 1e-3
+
+
+# ------------------------------------------------------------------------------------------- aligning
+
+
+def similarity(points: np.ndarray, angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    return points @ np.array([[c, s], [-s, c]]) + shift
+
+
+@pytest.mark.parametrize("angle, scale", [(0.0, 1.0), (0.4, 1.7), (-0.7, 0.6), (0.2, 6.0)])
+def test_align_moves_pixels_where_the_landmarks_go(angle: float, scale: float) -> None:
+    """A photo with a smooth colour at every place: the crop's colours tell where its pixels came from."""
+    mean_face = lm.frame(96, 0.3).double().numpy()
+    landmarks = similarity(mean_face, angle, scale, (60 + 60 * scale, 40 + 60 * scale))
+    height, width = 200 + int(200 * scale), 220 + int(200 * scale)
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    photo = np.dstack([x * 255 / width, y * 255 / height, 0 * x]).round().astype(np.uint8)
+    crop, moved = align(photo, landmarks, 96, 0.3)
+    assert crop.shape == (96, 96, 3) and np.abs(moved - mean_face).max() < 1e-3
+    grid = np.stack(np.meshgrid(np.arange(96.0), np.arange(96.0)), -1).reshape(-1, 2)
+    origin = similarity(grid, angle, scale, (60 + 60 * scale, 40 + 60 * scale)).reshape(96, 96, 2)
+    inside = ((origin > 3) & (origin < (width - 4, height - 4))).all(-1)
+    expected = origin * (255 / width, 255 / height)
+    assert inside.mean() > 0.5
+    difference = (crop[..., :2] - expected)[inside]
+    assert np.abs(difference).max() < 1.2 and np.abs(difference.mean(0)).max() < 0.1  # rounding of photo and crop
+
+
+def test_align_shrinks_without_aliasing() -> None:
+    stripes = np.zeros((1600, 1600, 3), np.uint8)
+    stripes[:, ::2] = 255
+    crop, _ = align(stripes, similarity(lm.frame(100, 0.3).double().numpy(), 0.1, 10.0, (300, 300)), 100, 0.3)
+    assert np.abs(crop.astype(int) - 127).max() <= 6
+
+
+def test_align_repeats_the_edge_beyond_the_photo() -> None:
+    photo = np.zeros((64, 64, 3), np.uint8)
+    photo[:, 0], photo[0], photo[-1] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    landmarks = lm.frame(64, 0.0).numpy()
+    crop, moved = align(photo, landmarks, 128, 0.5)  # jaw as wide as the photo, crop twice as wide
+    assert np.abs(moved - lm.frame(128, 0.5).numpy()).max() < 1e-3
+    assert crop[64, 0].tolist() == [200, 0, 0] and crop[0, 64].tolist() == [0, 200, 0]
+    assert crop[-1, 64].tolist() == [0, 0, 200]
