@@ -114,7 +114,7 @@ def _from_photo(path: Path, texture_size: tuple[int, int]) -> Tensor:
     # One texel per pixel of the crop, as for the standard texture and 160 px, so that unwrapping skips no pixels.
     size = math.ceil(160 * max(texture_size[0] / masking.TEXTURE[0], texture_size[1] / masking.TEXTURE[1]))
     crop, landmarks = faces.align(photo, found[0].landmarks, size)
-    image = torch.from_numpy(crop).permute(2, 0, 1)[None] / 255
+    image = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 255
     return masking.unwrap(image, torch.as_tensor(landmarks)[None], texture_size)[0]
 
 

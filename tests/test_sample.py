@@ -1,0 +1,447 @@
+"""sample.py as its user sees it: folders of photos in, masked copies, a table and an overview out."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, FakeDetector, FakeEmbedder, embedded_photo
+from PIL import ExifTags, Image, ImageCms
+
+from gan_mask import masking, photo_files, pretrained, sampling
+from gan_mask.networks import Generator
+from gan_mask.sampling import wear_on_photo
+
+PEOPLE = (4, 14, 56, 34, 20)
+CAFE = os.fsdecode(b"caf\xe9.png")  # a name that is not UTF-8
+FORMATS = ["upright.jpg", "plain.png", "lossless.webp", "scan.tif"]
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def face(person: int, side: int = 256) -> Image.Image:
+    photo = Image.open(io.BytesIO(embedded_photo(f"id_{person:04d}/view_1"))).convert("RGB")
+    return photo.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def private_exif(orientation: int = 1) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.Make] = "Maker"
+    exif[ExifTags.Base.Artist] = "somebody's name"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.BodySerialNumber] = "serial-4711"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (52.0, 31.0, 12.0)
+    return exif
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that a folder of photos may hold."""
+    folder = tmp_path_factory.mktemp("photos of people")
+    deep = folder / "holidays 2021" / "été"
+    deep.mkdir(parents=True)
+    face(4).save(folder / "plain.png", exif=private_exif())
+    upright = Image.new("RGB", (400, 300), "gray")
+    upright.paste(face(14), (70, 20))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)  # upright again by orientation 6
+    turned.save(folder / "upright.jpg", quality=95, exif=private_exif(6), icc_profile=SRGB)
+    face(56).save(folder / "lossless.webp", lossless=True, exif=private_exif())
+    face(34).convert("L").save(folder / "scan.tif")
+    face(20).save(folder / "scan.bmp")
+    face(20).save(folder / CAFE)
+    animation = [face(4).convert("P"), face(14).convert("P")]
+    animation[0].save(deep / "zwei Bilder.gif", save_all=True, append_images=animation[1:])
+    group = Image.new("RGB", (900, 320), "darkgreen")
+    for column, (person, side) in enumerate([(4, 300), (14, 256), (20, 200)]):
+        group.paste(face(person, side), (column * 300, 10))
+    group.save(deep / "drei.png")
+    Image.new("RGB", (300, 200), "gray").save(folder / "wall.png")
+    Image.new("1", (20000, 20000)).save(folder / "huge.png")
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("no photo at all")
+    content = (folder / "plain.png").read_bytes()
+    (folder / "truncated.png").write_bytes(content[: len(content) // 2])
+    (folder / "notes.txt").write_text("ignored")
+    (deep / "loop").symlink_to(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    torch.manual_seed(0)
+    Generator(widths=(4, 8), noise=4, kernel=3, size=96, default_template="face-010").save_pretrained(folder)
+    return folder
+
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """The command; exit status. Small stand-ins for the networks, and one FaceFinder for all runs."""
+    finders: dict[float, sampling.FaceFinder] = {}
+    real = sampling.FaceFinder
+
+    def finder(device: str, min_score: float) -> sampling.FaceFinder:
+        if min_score not in finders:
+            finders[min_score] = real(device, min_score)
+        return finders[min_score]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "FaceFinder", finder)
+        patch.setitem(pretrained.EMBEDDERS, "fake", lambda name: FakeEmbedder())  # type: ignore[arg-type,return-value]
+        patch.setitem(pretrained.DETECTORS, "fake", lambda name: FakeDetector())  # type: ignore[arg-type,return-value]
+
+        def command(faces: Path, out: Path, *options: str) -> int:
+            given = ["--faces", str(faces), "--out", str(out), "--embedders", "fake", "--detectors", "fake", *options]
+            try:
+                sampling.main(given)
+            except SystemExit as end:
+                return int(end.code or 0)
+            return 0
+
+        yield command
+
+
+@pytest.fixture(scope="module")
+def masked(run: Run, photos: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("masked")
+    before = snapshot(photos)
+    assert run(photos, out, "--checkpoint", str(checkpoint)) == 0
+    assert snapshot(photos) == before  # the originals are untouched
+    return out
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    found = [p for p in folder.rglob("*") if p.is_file() and "loop" not in p.parts]
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with open(out / "results.csv", newline="", encoding="utf-8", errors="surrogateescape") as f:
+        return list(csv.DictReader(f))
+
+
+def small_folder(tmp_path: Path, *people: int) -> Path:
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for person in people:
+        face(person).save(folder / f"{person}.png")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------- what comes out
+
+
+def test_every_photo_is_in_the_table_once_and_every_face_of_it(masked: Path) -> None:
+    rows = table(masked)
+    status = {row["photo"]: row["status"] for row in rows}
+    assert status == {
+        **dict.fromkeys([*FORMATS, "scan.bmp", CAFE, "holidays 2021/été/zwei Bilder.gif"], "ok"),
+        "holidays 2021/été/drei.png": "ok", "wall.png": "no face",
+        **dict.fromkeys(["huge.png", "empty.jpg", "text.jpg", "truncated.png"], "unreadable"),
+    }  # fmt: skip
+    assert [row["face"] for row in rows if row["photo"].endswith("drei.png")] == ["0", "1", "2"]
+    reasons = {row["photo"]: row["note"] for row in rows if row["status"] == "unreadable"}
+    assert "empty" in reasons["empty.jpg"] and "megapixels" in reasons["huge.png"]
+
+
+def test_photos_keep_name_format_and_size(masked: Path) -> None:
+    for name, kind, size in [
+        ("plain.png", "PNG", (256, 256)), ("upright.jpg", "JPEG", (400, 300)), ("lossless.webp", "WEBP", (256, 256)),
+        ("scan.tif", "TIFF", (256, 256)), (CAFE, "PNG", (256, 256)), ("holidays 2021/été/drei.png", "PNG", (900, 320)),
+    ]:  # fmt: skip
+        with Image.open(masked / name) as image:
+            assert (image.format, image.size) == (kind, size), name
+
+
+def test_formats_that_hold_no_tag_become_png_and_the_table_says_so(masked: Path) -> None:
+    rows = {row["photo"]: row for row in table(masked)}
+    # scan.tif has the same stem, hence the longer name
+    for photo, written in [
+        ("scan.bmp", "scan.bmp.png"),
+        ("holidays 2021/été/zwei Bilder.gif", "holidays 2021/été/zwei Bilder.png"),
+    ]:
+        assert rows[photo]["written"] == written and "PNG" in rows[photo]["note"]
+        with Image.open(masked / written) as image:
+            assert image.format == "PNG"
+
+
+@pytest.mark.parametrize("name", ["plain.png", "lossless.webp"])
+def test_only_the_lower_face_changes(photos: Path, masked: Path, name: str) -> None:
+    """Against the landmarks that came with the photo, which our detection never saw."""
+    with Image.open(photos / name) as a, Image.open(masked / name) as b:
+        changed = (np.asarray(a.convert("RGB")) != np.asarray(b.convert("RGB"))).any(2)
+    person = {"plain.png": 4, "lossless.webp": 56}[name]
+    with np.load(REPOSITORY / "gan_mask/assets/synthfaces_landmarks.npz") as file:
+        row = file["names"].tolist().index(f"synthfaces/id_{person:04d}/view_1.webp")
+        points = (file["landmarks68"][row] + 0.5) * 2 - 0.5
+    rows, columns = np.nonzero(changed)
+    assert rows.min() > points[27:29, 1].min() - 8  # not above the bridge of the nose
+    assert columns.min() > points[:, 0].min() - 10 and columns.max() < points[:, 0].max() + 10
+    mouth = points[48:60].mean(0).round().astype(int)
+    assert changed[mouth[1] - 20 : mouth[1] + 20, mouth[0] - 20 : mouth[0] + 20].mean() > 0.8
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "scan.bmp.png", "holidays 2021/été/drei.png"])
+def test_every_written_photo_says_what_it_is(masked: Path, name: str) -> None:
+    tag = photo_files.read_provenance(masked / name)
+    assert tag is not None
+    assert "synthetic" in tag and "method=generator" in tag and "checkpoint=tiny" in tag
+    assert "template=face-010" in tag and "not an original photograph" in tag
+
+
+@pytest.mark.parametrize("name", ["upright.jpg", "plain.png", "lossless.webp"])
+def test_private_metadata_is_left_out(photos: Path, masked: Path, name: str) -> None:
+    assert b"serial-4711" in (photos / name).read_bytes()
+    content = (masked / name).read_bytes()
+    assert b"serial-4711" not in content and b"somebody's name" not in content
+    with Image.open(masked / name) as image:
+        exif = image.getexif()
+    assert not exif.get_ifd(ExifTags.IFD.GPSInfo)
+    assert ExifTags.Base.Orientation not in exif
+    assert exif[ExifTags.Base.Make] == "Maker"
+
+
+def test_the_colour_profile_is_kept(masked: Path) -> None:
+    with Image.open(masked / "upright.jpg") as image:
+        assert image.info["icc_profile"] == SRGB
+
+
+def test_the_overview_shows_the_faces(masked: Path) -> None:
+    with Image.open(masked / "overview.png") as image:
+        assert image.format == "PNG" and image.width > 1000
+        assert len(image.getcolors(1 << 24) or []) > 1000
+
+
+def test_measures_agree_with_an_independent_look_at_the_files(
+    run: Run, masked: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Similarity and mask logits, recomputed from the two files with the finder's own faces."""
+    from gan_mask.faces import FaceFinder, align, read_image
+
+    row = next(row for row in table(masked) if row["photo"] == "plain.png")
+    seen = []
+    for path in (photos / "plain.png", masked / "plain.png"):
+        photo = read_image(path)
+        crop, landmarks = align(photo, FaceFinder().find([photo])[0][0].landmarks)
+        seen.append((torch.from_numpy(crop.copy()).permute(2, 0, 1)[None] / 255, torch.from_numpy(landmarks)[None]))
+    (a, points_a), (b, points_b) = seen
+    similarity = (FakeEmbedder()(a, points_a) * FakeEmbedder()(b, points_b)).sum()
+    assert float(row["similarity_fake"]) == pytest.approx(float(similarity), abs=1e-4)
+    assert float(row["mask_logit_before_fake"]) == pytest.approx(float(FakeDetector()(a)[0]), abs=1e-3)
+    assert float(row["mask_logit_after_fake"]) == pytest.approx(float(FakeDetector()(b)[0]), abs=1e-3)
+    assert row["threshold_fake"] == "0.9" and row["face_found_after"] == "1"
+
+
+def test_wearing_on_a_part_of_the_photo_equals_wearing_on_all_of_it() -> None:
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    from gan_mask.landmarks import frame
+
+    landmarks = (frame(200, 0.3) + torch.tensor([120.3, 150.8])).numpy()  # leaves the photo below
+    texture = torch.rand(3, 72, 96)
+    whole = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
+    expected = masking.wear(whole, torch.from_numpy(landmarks)[None], texture[None], 0.03)[0].permute(1, 2, 0)
+    worn = photo.copy()
+    wear_on_photo(worn, landmarks, texture, 0.03)
+    assert (worn != photo).any()
+    assert np.abs(worn - (expected * 255).numpy()).max() < 1
+    outside = masking.region(torch.from_numpy(landmarks)[None], 300, 400)[0, 0].numpy() == 0
+    assert (worn[outside] == photo[outside]).all()
+
+
+# ------------------------------------------------------------------------------------------- options
+
+
+def test_largest_treats_one_face(run: Run, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    shutil.copy(photos / "holidays 2021/été/drei.png", folder)
+    assert run(folder, tmp_path / "out", "--method", "dm", "--largest") == 0
+    (row,) = table(tmp_path / "out")
+    left, _, right, _ = map(float, row["box"].split())
+    assert right < 300  # the largest is the left one
+    assert row["template"] == "face-001"
+
+
+def test_random_templates_depend_on_the_seed_but_not_on_the_batches(run: Run, tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, *PEOPLE[:3])
+    for out, options in [("a", ["--seed", "1"]), ("b", ["--seed", "1", "--batch-size", "1"]), ("c", ["--seed", "2"])]:
+        assert run(folder, tmp_path / out, "--method", "dm", "--template", "random", *options) == 0
+    worn = {out: [row["template"] for row in table(tmp_path / out)] for out in "abc"}
+    assert worn["a"] == worn["b"] != worn["c"]
+    assert len(set(worn["a"])) > 1
+    for person in PEOPLE[:3]:
+        a, b = (np.asarray(Image.open(tmp_path / out / f"{person}.png")).astype(int) for out in "ab")
+        assert np.abs(a - b).mean() < 1  # MTCNN's own rounding differs a little with the batch
+
+
+def test_a_photo_as_template_and_no_networks_to_measure_with(run: Run, tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, 4)
+    face(14).save(tmp_path / "template.jpg")
+    options = ["--method", "dm", "--template", str(tmp_path / "template.jpg"), "--embedders", "--detectors"]
+    assert run(folder, tmp_path / "out", *options) == 0
+    (row,) = table(tmp_path / "out")
+    assert row["status"] == "ok" and not [column for column in row if column.startswith("similarity")]
+
+
+def test_a_folder_without_faces_is_no_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "walls"
+    folder.mkdir()
+    Image.new("RGB", (200, 200), "gray").save(folder / "wall.jpg")
+    assert run(folder, tmp_path / "out", "--method", "dm") == 0
+    assert "0 photos masked (0 faces), 1 without a face" in capsys.readouterr().out
+    assert [row["status"] for row in table(tmp_path / "out")] == ["no face"]
+    assert not (tmp_path / "out" / "overview.png").exists()
+
+
+# ------------------------------------------------------------------------------------------- going on
+
+
+def test_the_same_command_again_does_only_what_is_missing(run: Run, tmp_path: Path) -> None:
+    folder, out = small_folder(tmp_path, 4, 14), tmp_path / "out"
+    assert run(folder, out, "--method", "dm") == 0
+    first, written = (out / "results.csv").read_bytes(), (out / "14.png").stat().st_mtime_ns
+    (out / "4.png").unlink()
+    assert run(folder, out, "--method", "dm") == 0
+    assert (out / "4.png").is_file() and (out / "14.png").stat().st_mtime_ns == written
+    face(56).save(folder / "14.png")  # another photo under the same name
+    assert run(folder, out, "--method", "dm") == 0
+    assert (out / "14.png").stat().st_mtime_ns != written
+    assert (out / "results.csv").read_bytes() != first
+    assert run(folder, out, "--method", "plain") == 0  # other options: everything anew
+    assert {row["template"] for row in table(out)} == {"plain-blue"}
+
+
+def test_an_interrupted_run_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = small_folder(tmp_path, *PEOPLE[:3]), tmp_path / "out"
+    process, calls = sampling.process, []
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return process(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "process", interrupted)
+        assert run(folder, out, "--method", "dm", "--batch-size", "1") == 130
+    assert "interrupted" in capsys.readouterr().err
+    with open(out / sampling.JOURNAL, "a") as f:
+        f.write('{"photo": "half a li')  # as a kill would leave it
+    assert run(folder, out, "--method", "dm", "--batch-size", "2") == 0
+    assert "1 of 3 photos were done before" in capsys.readouterr().out
+    assert [row["status"] for row in table(out)] == ["ok"] * 3
+
+
+# ------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_wrong_folders_are_explained(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small_folder(tmp_path, 4)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for faces, out, message in [
+        (tmp_path / "missing", tmp_path / "out", "no such folder"),
+        (tmp_path / "empty", tmp_path / "out", "no image files"),
+        (folder, folder, "must be apart"),
+        (folder, folder / "masked", "must be apart"),
+        (folder, tmp_path, "must be apart"),
+        (folder, tmp_path / "file" / "out", "cannot be made"),
+    ]:
+        assert run(faces, out, "--method", "dm") == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert sorted(path.name for path in folder.iterdir()) == ["4.png"]
+
+
+def test_wrong_checkpoints_are_explained(
+    run: Run, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_folder(tmp_path, 4)
+    truncated, other = tmp_path / "truncated", tmp_path / "other"
+    for copy in (truncated, other):
+        shutil.copytree(checkpoint, copy)
+    weights = (truncated / "model.safetensors").read_bytes()
+    (truncated / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (other / "config.json").write_text('{"widths": [8, 16]}')
+    for path in (tmp_path / "missing", truncated, other):
+        assert run(folder, tmp_path / "out", "--checkpoint", str(path)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and path.name in error
+
+
+def test_unknown_names_are_answered_with_the_known_ones(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_folder(tmp_path, 4)
+    for options, known in [
+        (["--embedders", "arcfce"], "dlib"),
+        (["--detectors", "yolo"], "classifier"),
+        (["--template", "face-999"], "plain-blue"),
+    ]:
+        assert run(folder, tmp_path / "out", "--method", "dm", *options) == 2
+        error = capsys.readouterr().err
+        assert options[1] in error and known in error
+
+
+def test_a_full_disk_is_explained(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = small_folder(tmp_path, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        assert run(folder, tmp_path / "out", "--method", "dm") == 2
+    error = capsys.readouterr().err
+    assert "No space left" in error and "free some space" in error
+    assert not list((tmp_path / "out").rglob("*.png")) and not list((tmp_path / "out").rglob("*.tmp"))
+    assert run(folder, tmp_path / "out", "--method", "dm") == 0
+
+
+def test_a_tiny_disk_leaves_no_half_files(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = small_folder(tmp_path, *PEOPLE), tmp_path / "out"
+    out.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", out], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        assert run(folder, out, "--method", "dm", "--batch-size", "1") == 2
+        assert "free some space" in capsys.readouterr().err
+        for path in out.glob("*.png"):
+            with Image.open(path) as image:
+                image.load()  # whole
+        assert not list(out.glob(".*.tmp"))
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_read_permission_is_listed(run: Run, tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, 4, 14)
+    (folder / "4.png").chmod(0)
+    assert run(folder, tmp_path / "out", "--method", "dm") == 0
+    assert [row["status"] for row in table(tmp_path / "out")] == ["ok", "unreadable"]
+
+
+def test_the_script_runs_as_the_readme_says(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "sample.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and "--checkpoint" in done.stdout
