@@ -46,7 +46,7 @@ from gan_mask.networks import Generator, GeneratorConfig, load_generator
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SCORING = (160, 0.375)  # size and margin of the crops that embedders and detectors see
 FAR = 1e-3  # false-accept rate of the thresholds
-BATCH_PIXELS = 50_000_000  # of photos held in memory at a time (more only if one photo alone is larger)
+BATCH_PIXELS = 30_000_000  # of photos held in memory at a time (more only if one photo alone is larger)
 PAIRS = 24  # faces on the overview
 JOURNAL = ".sample.jsonl"  # in OUT: the settings, then one line per finished photo
 
