@@ -245,7 +245,7 @@ def test_align_moves_pixels_where_the_landmarks_go(angle: float, scale: float) -
     expected = origin * (255 / width, 255 / height)
     assert inside.mean() > 0.5
     difference = (crop[..., :2] - expected)[inside]
-    assert np.abs(difference).max() < 1.2 and np.abs(difference.mean(0)).max() < 0.1  # rounding of photo and crop
+    assert np.abs(difference).max() < 1.4 and np.abs(difference.mean(0)).max() < 0.1  # rounding of photo and crop
 
 
 def test_align_shrinks_without_aliasing() -> None:

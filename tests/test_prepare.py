@@ -1,0 +1,358 @@
+"""data_prep/prepare.py: from photos to a prepared set, through kills, bad input and full disks."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, embedded_photo
+from PIL import Image
+
+from gan_mask import landmarks as lm
+from gan_mask import prepare as module
+from gan_mask.data import INDEX, SPLITS, PreparedSet
+from gan_mask.errors import GanMaskError
+from gan_mask.faces import read_image
+from gan_mask.prepare import Settings, Source, main, prepare, split
+
+COMMAND = [sys.executable, str(REPOSITORY / "data_prep/prepare.py")]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 people x 2 photos, and one bad photo of each kind."""
+    folder = tmp_path_factory.mktemp("photos") / "my faces"
+    for person in range(1, 5):
+        for view in (1, 2):
+            path = folder / f"Zoë {person}" / f"photo {view}.webp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(embedded_photo(f"id_{person:04d}/view_{view}"))
+    pair = [Image.open(folder / f"Zoë {i}/photo 1.webp").convert("RGB") for i in (1, 2)]
+    crowd = Image.new("RGB", (400, 200), "grey")
+    crowd.paste(pair[0].resize((180, 180)), (150, 10))
+    crowd.paste(pair[1].resize((90, 90)), (10, 50))
+    crowd.save(folder / "Zoë 1" / "crowd.png")
+    Image.new("RGB", (160, 160), "grey").save(folder / "Zoë 2" / "wall.png")
+    (folder / "Zoë 3" / "empty.jpg").touch()
+    (folder / "Zoë 3" / "letter.jpg").write_text("Dear Sir or Madam")
+    (folder / "Zoë 3" / "notes.txt").write_text("not a photo")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks() -> Iterator[None]:
+    """In this process; the command in its own process keeps its chunks."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "CHUNK", 3)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def finished(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dst = tmp_path_factory.mktemp("finished") / "set"
+    prepare(people, dst, Settings(size=96))
+    return dst
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_every_photo_is_a_face_or_listed(finished: Path) -> None:
+    faces = PreparedSet(finished)
+    assert len(faces) == 9 and faces.size == 96 and faces.margin == 0.375
+    assert {faces.person(i) for i in range(9)} == {f"Zoë {i}" for i in range(1, 5)}
+    assert faces.source(0) == "Zoë 1/crowd.png" and faces.identities.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert all(faces.score(i) >= 0.9 for i in range(9))
+    with open(finished / "skipped.csv", encoding="utf-8") as f:
+        rows = {row["path"]: (row["reason"], row["detail"]) for row in csv.DictReader(f)}
+    assert rows["Zoë 1/crowd.png"][0] == "several faces" and "of 2" in rows["Zoë 1/crowd.png"][1]
+    assert rows["Zoë 2/wall.png"] == ("no face", "")
+    assert rows["Zoë 3/empty.jpg"] == ("unreadable", "the file is empty")
+    assert rows["Zoë 3/letter.jpg"][0] == "unreadable" and len(rows) == 4
+    assert not (finished / ".parts").exists()
+
+
+def test_crops_are_aligned_and_landmarks_belong_to_them(finished: Path) -> None:
+    faces = PreparedSet(finished)
+    frame = lm.points5(lm.frame(96, 0.375))
+    for i in range(len(faces)):
+        item = faces[i]
+        assert item["face"].shape == (3, 96, 96) and 0 <= item["face"].min() and item["face"].max() <= 1
+        assert (lm.points5(item["landmarks"]) - frame).norm(dim=-1).mean() < 4
+    first, from_crowd = faces[1], faces[0]  # the same face, alone and as the largest of the crowd
+    assert (first["landmarks"] - from_crowd["landmarks"]).norm(dim=-1).mean() < 1.5
+    assert (first["face"] - from_crowd["face"])[:, 30:80, 30:66].abs().mean() < 0.05
+
+
+def test_items_flip_pickle_and_end(finished: Path) -> None:
+    faces = PreparedSet(finished)
+    item, mirrored = faces[2], faces[2, True]
+    assert torch.equal(item["face"].flip(-1), mirrored["face"])
+    assert torch.equal(lm.flip(item["landmarks"], 96), mirrored["landmarks"])
+    copy = pickle.loads(pickle.dumps(faces))
+    assert torch.equal(copy[2]["face"], item["face"]) and copy.source(2) == faces.source(2)
+    assert len(list(faces)) == len(faces)  # type: ignore[call-overload]
+    loader = torch.utils.data.DataLoader(faces, batch_size=9, num_workers=1)
+    assert next(iter(loader))["index"].tolist() == list(range(9))
+
+
+def test_splits_are_by_person_and_stable() -> None:
+    settings = Settings(splits=(0.6, 0.2, 0.2))
+    names = [f"person {i}" for i in range(3000)]
+    shares = np.bincount([SPLITS.index(split(name, settings)) for name in names]) / 3000
+    assert np.abs(shares - settings.splits).max() < 0.03
+    assert split("Aaron", settings) == split("Aaron", settings)
+    moved = [split(name, settings) != split(name, Settings(splits=(0.6, 0.2, 0.2), seed=1)) for name in names]
+    assert 0.3 < np.mean(moved) < 0.8
+
+
+def test_splits_of_a_set_share_nobody(people: Path, tmp_path: Path) -> None:
+    prepare(people, tmp_path / "set", Settings(size=32, splits=(0.4, 0.3, 0.3), seed=3))
+    parts = {name: PreparedSet(tmp_path / "set", name) for name in SPLITS}
+    assert sum(map(len, parts.values())) == 9
+    members = [set(part.identities.tolist()) for part in parts.values()]
+    assert sum(map(len, members)) == 4 == len(set().union(*members))
+    for name, part in parts.items():
+        assert all(split(part.person(i), Settings(splits=(0.4, 0.3, 0.3), seed=3)) == name for i in range(len(part)))
+
+
+def test_zip_and_workers_give_the_same_set(people: Path, finished: Path, tmp_path: Path) -> None:
+    """From a zip with an extra top folder, Apple's leftovers and unsafe names; two processes."""
+    with zipfile.ZipFile(tmp_path / "my faces", "w") as archive:
+        for path in sorted(people.rglob("*.*")):
+            archive.write(path, Path("top/data") / path.relative_to(people))
+        photo = embedded_photo("id_0009/view_1")
+        for name in ("__MACOSX/top/a.jpg", "../evil.jpg", "/etc/evil.jpg", "top/.hidden.jpg", "top/folder.jpg/"):
+            archive.writestr(name, photo if not name.endswith("/") else b"")
+    prepare(tmp_path / "my faces", tmp_path / "set", Settings(size=96), workers=2)
+    ours, theirs = content(tmp_path / "set"), content(finished)
+    assert ours["crops.bin"] == theirs["crops.bin"] and ours["summary.json"] == theirs["summary.json"]
+    faces = PreparedSet(tmp_path / "set")
+    assert faces.source(0) == "top/data/Zoë 1/crowd.png" and faces.person(0) == "Zoë 1"
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name in ("Ann_Lee_0001", "Ann_Lee_0002", "Bo_1", "solo"):
+        (flat / f"{name}.webp").touch()
+    people = [photo.person for photo in Source(flat).photos(Settings().identity_regex)]
+    assert people == ["Ann_Lee", "Ann_Lee", "Bo", "solo"]
+    assert [photo.person for photo in Source(flat).photos("(.).*")] == ["A", "A", "B", "s"]
+    with pytest.raises(GanMaskError, match="--identity-regex .* finds no person"):
+        Source(flat).photos(r"(\w+)_\d+")
+
+
+def test_links_are_followed_once(people: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "Z").mkdir(parents=True)
+    (tmp_path / "data" / "Z" / "a.jpg").touch()
+    (tmp_path / "data" / "linked").symlink_to(people / "Zoë 1")
+    (tmp_path / "data" / "Z" / "loop").symlink_to(tmp_path / "data")
+    paths = [photo.path for photo in Source(tmp_path / "data").photos(Settings().identity_regex)]
+    assert len(paths) == 4 and "linked/photo 1.webp" in paths
+
+
+# ------------------------------------------------------------------------------------------- interruptions
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+SMALL_CHUNKS = """
+import sys
+from gan_mask import prepare
+prepare.CHUNK = 3
+if __name__ == "__main__":
+    sys.exit(prepare.main())
+"""
+
+
+def test_killed_and_resumed_is_the_same(
+    people: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL after the first finished chunk; the rerun reads only what is left and ends byte for byte alike."""
+    script, dst = tmp_path / "small_chunks.py", tmp_path / "killed"
+    script.write_text(SMALL_CHUNKS)
+    command = [sys.executable, str(script), str(people), str(dst), "--size", "96", "--workers", "2"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    while not list((dst / ".parts").glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (dst / "meta.json").exists()
+    with pytest.raises(GanMaskError, match="run the same prepare command again"):
+        PreparedSet(dst)
+    photos_read = []
+    monkeypatch.setattr(module, "read_image", lambda *given: photos_read.append(given) or read_image(*given))
+    prepare(people, dst, Settings(size=96))
+    assert len(photos_read) < 12
+    assert content(dst) == content(finished)
+
+
+def test_ctrl_c_says_how_to_go_on(people: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, str(people), str(tmp_path / "set"), "--workers", "2"]
+    process = subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+    while not (tmp_path / "set" / ".parts" / "lock").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in stderr and "Traceback" not in stderr
+
+
+def test_dead_worker_is_noticed(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_work", _die)
+    with pytest.raises(GanMaskError, match="worker process died"):
+        prepare(people, tmp_path / "set", Settings(), workers=2)
+
+
+def _die(*arguments: object) -> int:
+    os._exit(9)
+
+
+def test_finished_set_is_left_alone(people: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(finished)
+    assert main([str(people), str(finished), "--size", "96"]) == 0
+    assert "9 faces of 4 people" in capsys.readouterr().out
+    assert main([str(people), str(finished), "--size", "128"]) == 2
+    assert "size 96 (now 128)" in capsys.readouterr().err
+    assert content(finished) == before
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").touch()
+    (tmp_path / "cut.zip").write_bytes(b"PK\3\4 and no more")
+    (tmp_path / "walls").mkdir()
+    Image.new("RGB", (100, 100)).save(tmp_path / "walls" / "a.png")
+    expected = {
+        "absent": "no such folder", "empty": "no image files", "texts": "no image files", "cut.zip": "intact .zip",
+        "walls": "no face in any of the 1 photos",
+    }  # fmt: skip
+    for name, message in expected.items():
+        assert main([str(tmp_path / name), str(tmp_path / "dst"), "--workers", "1"]) == 2
+        error = capsys.readouterr().err.split("error: ")[1]
+        assert name in error or name == "walls"
+        assert message in error
+    monkeypatch.setattr(os, "scandir", _refuse)  # root may list anything, so the refusal is played
+    assert main([str(tmp_path / "walls"), str(tmp_path / "dst")]) == 2
+    assert "walls: cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def _refuse(path: str) -> None:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_bad_destinations(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.tex").touch()
+    for name, message in {"file": "cannot be written", "used": "not empty", "file/below": "cannot be written"}.items():
+        assert main([str(people), str(tmp_path / name), "--workers", "1"]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--size", "8"), ("--margin", "-1"), ("--min-score", "2"), ("--min-size", "1"), ("--splits", "0.5,0.2,0.2"),
+        ("--splits", "1"), ("--quality", "0"), ("--identity-regex", "("), ("--identity-regex", "x"),
+        ("--workers", "0"), ("--device", "abacus"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_named(
+    option: str, value: str, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(people), str(tmp_path / "set"), option, value]) == 2
+    assert f"error: {option}" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
+def test_full_disk_is_told_and_can_be_continued(
+    people: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def full(*arguments: object, **arrays: object) -> None:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(savez(*arguments, **arrays))  # type: ignore[arg-type,func-returns-value]
+
+    savez = np.savez
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        with pytest.raises(GanMaskError, match="set: cannot be written .No space left on device"):
+            prepare(people, tmp_path / "set", Settings(size=96))
+    prepare(people, tmp_path / "set", Settings(size=96))
+    assert content(tmp_path / "set") == content(finished)
+
+
+def test_bad_prepared_sets(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(GanMaskError, match="no such folder"):
+        PreparedSet(tmp_path / "absent")
+    with pytest.raises(GanMaskError, match="not a prepared set"):
+        PreparedSet(tmp_path)
+    with pytest.raises(GanMaskError, match="unknown split 'tset'; known: train, val, test"):
+        PreparedSet(finished, "tset")
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    os.truncate(copy / "crops.bin", 1000)
+    with pytest.raises(GanMaskError, match="crops.bin: 1000 bytes, expected"):
+        PreparedSet(copy)
+    meta = copy / "meta.json"
+    meta.write_text(meta.read_text().replace('"format": 1', '"format": 7', 1))
+    with pytest.raises(GanMaskError, match="format 7, expected 1"):
+        PreparedSet(copy)
+
+
+def test_half_a_million_faces_open_in_little_memory(finished: Path, tmp_path: Path) -> None:
+    """The index is a sparse file here; what counts is that opening keeps neither it nor its pages."""
+    faces = 500_000
+    shutil.copytree(finished, tmp_path / "large")
+    index = np.lib.format.open_memmap(tmp_path / "large/index.npy", "w+", INDEX, (faces,))
+    index["split"][::10] = 1
+    del index
+    meta = (tmp_path / "large/meta.json").read_text().replace('"faces": 9,', f'"faces": {faces},', 1)
+    old, new = ((folder / "index.npy").stat().st_size for folder in (finished, tmp_path / "large"))
+    (tmp_path / "large/meta.json").write_text(meta.replace(f'"index.npy": {old}', f'"index.npy": {new}'))
+    before = resident()
+    assert len(PreparedSet(tmp_path / "large", "val")) == faces // 10
+    train = PreparedSet(tmp_path / "large", "train")
+    assert resident() - before < 60e6
+    assert len(train) == faces * 9 // 10 and len(train.identities) == len(train)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_synthetic_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for person in (1, 2):
+            archive.writestr(f"synthfaces/id_{person:04d}/view_1.webp", embedded_photo(f"id_{person:04d}/view_1"))
+    monkeypatch.setattr(module, "EMBEDDED", tmp_path / "two.zip")
+    assert prepare("synthetic", tmp_path / "set", Settings(size=64))["people"] == 2
