@@ -492,7 +492,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--min-score", type=float, default=d.min_score, help="least face probability, 0 to 1")
     parser.add_argument("--min-size", type=int, default=d.min_size, help="smallest face looked for, photo pixels")
     parser.add_argument(
-        "--splits", type=_fractions, default=d.splits, metavar="TRAIN,VAL,TEST", help="fractions of the people, by name"
+        "--splits",
+        type=_fractions,
+        default=",".join(map(str, d.splits)),
+        metavar="TRAIN,VAL,TEST",
+        help="fractions of the people, by name",
     )
     parser.add_argument("--seed", type=int, default=d.seed, help="of the split")
     parser.add_argument("--quality", type=int, default=d.quality, help="of the crops' JPEG, 1 to 100")
