@@ -1,0 +1,335 @@
+"""Any face embedder or mask detector as an ONNX file, described by a JSON sidecar.
+
+Keys of every sidecar (lists as JSON lists; sizes are [height, width]):
+    kind             "embedder", "ssd" or "classifier"
+    file             ONNX file, looked up beside the sidecar, then as `weights.find` does
+    size             of the network's input
+    mean, std        three numbers each, on 0..255, in the network's channel order: input = (255 x - mean) / std
+    channel_order    "RGB" or "BGR"
+  and optionally
+    sha256, source, licence, training_data
+An "embedder" adds
+    template         the five points (eyes, nose tip, mouth corners; left and right as seen) in the chip, pixels
+    thresholds       optional: {"cosine": {"0.01": ..., "0.001": ...}, "provenance": {...}}
+An "ssd" (one network output of raw boxes, one of two logits per anchor) adds
+    outputs          {"boxes": index of the output, "logits": index}
+    classes          columns of the logits: {"mask": 0, "bare": 1}
+    grids            cells per side of each level; anchors run level, row, column, shape
+    anchor_sizes     two per level, relative to the input
+    anchor_ratios    width / height; the first goes with both sizes, the others with the first size
+    variances        four numbers that scale the raw boxes
+    score            confidence from which on a box counts
+    canvas_factor    side of the input / side of the crop pasted into its middle
+    canvas_grey      0..255, around the crop
+A "classifier" adds
+    output           "logits" or "probabilities"; a single column is the sigmoid of class 1
+    mask_class       index of the class "wears a mask"
+    background_class optional: index of the class "no face"; without it a face is taken for granted
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan_mask import files, landmarks, weights
+from gan_mask.errors import GanMaskError
+from gan_mask.pretrained import alignment, thresholds
+from gan_mask.pretrained.protocol import Detector, Embedder, resize
+
+# Sidecars: what each key must look like.
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _list(item: Callable[[Any], bool], length: int = 0) -> Callable[[Any], bool]:
+    """A list of items; of `length` items where that is given."""
+    return lambda value: isinstance(value, list) and len(value) == (length or len(value)) > 0 and all(map(item, value))
+
+
+def _indices(*keys: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and value.keys() == set(keys) and all(map(_index, value.values()))
+
+
+def _one_of(*options: str) -> Callable[[Any], bool]:
+    return lambda value: value in options
+
+
+COMMON: dict[str, Callable[[Any], bool]] = {
+    "kind": _one_of("embedder", "ssd", "classifier"),
+    "file": _text,
+    "size": _list(lambda v: _index(v) and 8 <= v <= 4096, 2),
+    "mean": _list(_number, 3),
+    "std": _list(_positive, 3),
+    "channel_order": _one_of("RGB", "BGR"),
+}
+KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "embedder": {"template": _list(_list(_number, 2), 5)},
+    "ssd": {
+        "outputs": _indices("boxes", "logits"),
+        "classes": _indices("mask", "bare"),
+        "grids": _list(lambda v: _index(v) and 1 <= v <= 512),
+        "anchor_sizes": _list(_list(_positive, 2)),
+        "anchor_ratios": _list(_positive),
+        "variances": _list(_positive, 4),
+        "score": lambda v: _positive(v) and v < 1,
+        "canvas_factor": lambda v: _number(v) and v >= 1,
+        "canvas_grey": lambda v: _number(v) and 0 <= v <= 255,
+    },
+    "classifier": {"output": _one_of("logits", "probabilities"), "mask_class": _index},
+}
+OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "sha256": lambda v: _text(v) and len(v) == 64,
+    "source": _text,
+    "licence": _text,
+    "training_data": _text,
+    "thresholds": lambda v: isinstance(v, dict),
+    "background_class": _index,
+}
+
+
+def read_sidecar(path: str | Path, *kinds: str) -> dict[str, Any]:
+    """The checked sidecar, of one of `kinds`. GanMaskError names the file, the key and what it holds."""
+    sidecar = files.read_json(path)
+    if not isinstance(sidecar, dict):
+        raise GanMaskError(f"{path}: a JSON object expected, found {type(sidecar).__name__}")
+    if sidecar.get("kind") not in kinds:
+        raise GanMaskError(f"{path}: 'kind' is {sidecar.get('kind')!r}; {' or '.join(map(repr, kinds))} expected here")
+    required = COMMON | KINDS[sidecar["kind"]]
+    if missing := required.keys() - sidecar.keys():
+        raise GanMaskError(f"{path}: missing {', '.join(sorted(missing))} (the keys are described in {__name__})")
+    if unknown := sidecar.keys() - required.keys() - OPTIONAL.keys():
+        raise GanMaskError(f"{path}: unknown {', '.join(sorted(unknown))}; known: {', '.join(required | OPTIONAL)}")
+    for key, value in sidecar.items():
+        if not (required | OPTIONAL)[key](value):
+            raise GanMaskError(f"{path}: {key!r} is not as described in {__name__}: {value!r}")
+    return sidecar
+
+
+def _network(path: Path, sidecar: dict[str, Any]) -> tuple[nn.Module, str]:
+    """The ONNX file that the sidecar at `path` names, as a torch module, and its SHA-256."""
+    name, expected = sidecar["file"], sidecar.get("sha256")
+    file = path.parent / name
+    if not file.is_file():
+        file = weights.find(name, expected)
+    digest = files.sha256(file)
+    if expected and digest != expected:
+        raise GanMaskError(f"{file}: SHA-256 is {digest}, but {path} expects {expected}; damaged or another version")
+    import onnx
+    from onnx2torch import convert
+
+    try:
+        net = convert(onnx.load(str(file)))
+    except Exception as error:  # protobuf, onnx and onnx2torch each raise their own kinds
+        raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
+    return net, digest
+
+
+class Normalise(nn.Module):
+    """RGB images [B,3,H,W] in [0,1] -> the network's channel order, mean and std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, sidecar: dict[str, Any]):
+        super().__init__()
+        self.bgr = sidecar["channel_order"] == "BGR"
+        self.register_buffer("mean", torch.tensor(sidecar["mean"], dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(sidecar["std"], dtype=torch.float32).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return ((images.flip(1) if self.bgr else images) * 255 - self.mean) / self.std
+
+
+def _sized(sidecar: dict[str, Any]) -> tuple[int, int]:
+    height, width = sidecar["size"]
+    return height, width
+
+
+class OnnxEmbedder(Embedder):
+    def __init__(self, path: Path, sidecar: dict[str, Any]):
+        super().__init__()
+        self.name, self.size = f"onnx:{path}", _sized(sidecar)
+        self.thresholds = thresholds.checked(sidecar["thresholds"], str(path)) if "thresholds" in sidecar else {}
+        self.template = torch.tensor(sidecar["template"], dtype=torch.float32)
+        self.normalise = Normalise(sidecar)
+        self.net, self.weights_sha256 = _network(path, sidecar)
+        self.freeze()
+
+    def embed(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        return self.net(self.normalise(alignment.chips(faces, landmarks, self.template, *self.size))).flatten(1)
+
+
+class OnnxClassifier(Detector):
+    """Reported as masked when the probability of the mask class exceeds one half."""
+
+    def __init__(self, path: Path, sidecar: dict[str, Any]):
+        super().__init__()
+        self.name, self.size = f"onnx:{path}", _sized(sidecar)
+        self.probabilities = sidecar["output"] == "probabilities"
+        self.mask, self.background = sidecar["mask_class"], sidecar.get("background_class")
+        self.normalise = Normalise(sidecar)
+        self.net, _ = _network(path, sidecar)
+        self.freeze()
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self._logits(self.net(self.normalise(resize(faces, *self.size))).flatten(1).float())
+        face = torch.ones_like(logits[:, 0]) if self.background is None else -_log_odds(logits, self.background)
+        return _log_odds(logits, self.mask), face
+
+    def _logits(self, output: Tensor) -> Tensor:
+        if self.probabilities:
+            output = torch.logit(output, 1e-6) if output.shape[1] == 1 else output.clamp_min(1e-6).log()
+        return torch.cat([torch.zeros_like(output), output], 1) if output.shape[1] == 1 else output
+
+
+def _log_odds(logits: Tensor, index: int) -> Tensor:
+    """log(p / (1 - p)) of class `index`. [B,K] -> [B]."""
+    others = [i for i in range(logits.shape[1]) if i != index]
+    return logits[:, index] - logits[:, others].logsumexp(1)
+
+
+class OnnxSSD(Detector):
+    """A single-shot detector with the two classes mask and bare face, asked about one face.
+
+    The crop is pasted into the middle of a grey canvas. The detector's answer for it is the best-scoring box
+    that contains the crop's centre. Of all anchors, those are "on the face" whose decoded box contains
+    the centre and overlaps the expected face box (from `landmarks.frame`) with IoU >= 0.4. With
+    m = max mask logit and b = max bare logit over them, both shifted so that 0 is the operating point:
+
+        face_logit = max(m, b)          > 0 iff the best box is confident: a face is found
+        mask_logit = m - max(0, b)      > 0 iff moreover its class is mask: flagged
+
+    (the best anchor's class is mask exactly when m > b; suppression of overlapping boxes never removes
+    the best one). As losses the plain maxima would pull at one anchor at a time, so the gradients are those
+    of the same formulas with softened maxima: m and b become logsumexp over the anchors on the face,
+    max(0, b) softplus(b). The values stay the detector's decision. Anchors off the face are never scored: on a bare face the
+    highest mask logit of all sits in the border, the same for every picture.
+    """
+
+    anchors: Tensor
+    face_box: Tensor
+    variances: Tensor
+
+    def __init__(self, path: Path, sidecar: dict[str, Any]):
+        super().__init__()
+        self.name, self.size = f"onnx:{path}", _sized(sidecar)
+        self.inner = (round(self.size[0] / sidecar["canvas_factor"]), round(self.size[1] / sidecar["canvas_factor"]))
+        self.grey = sidecar["canvas_grey"] / 255
+        self.boxes, self.logits = sidecar["outputs"]["boxes"], sidecar["outputs"]["logits"]
+        self.mask, self.bare = sidecar["classes"]["mask"], sidecar["classes"]["bare"]
+        self.operating_point = math.log(sidecar["score"] / (1 - sidecar["score"]))
+        self.register_buffer("anchors", _anchors(sidecar))
+        self.register_buffer("variances", torch.tensor(sidecar["variances"]))
+        self.register_buffer("face_box", 0.5 + (_face_box() - 0.5) / sidecar["canvas_factor"])
+        self.normalise = Normalise(sidecar)
+        self.net, _ = _network(path, sidecar)
+        self.freeze()
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.net(self.normalise(self.canvas(faces)))
+        logits = outputs[self.logits].float() - self.operating_point  # (B,N,2)
+        on_face, found = self.on_face(outputs[self.boxes].detach().float())
+        score = logits.masked_fill(~on_face[..., None], -torch.inf)
+        mask, bare = score[..., self.mask], score[..., self.bare]  # (B,N)
+        m, b = mask.amax(1), bare.amax(1)
+        # Without any box on the face there is no face, whatever the anchors there say.
+        limit = torch.where(found, torch.inf, 0.0)
+        mask_logit = (m - b.clamp_min(0)).minimum(limit)
+        face_logit = torch.maximum(m, b).minimum(limit)
+        soft_m, soft_b = mask.logsumexp(1), bare.logsumexp(1)
+        return (
+            _value_of(mask_logit, soft_m - F.softplus(soft_b)),
+            _value_of(face_logit, torch.logaddexp(soft_m, soft_b)),
+        )
+
+    def canvas(self, faces: Tensor) -> Tensor:
+        """The crop in the middle of the grey canvas: [B,3,H,W] -> [B,3,*size]."""
+        (height, width), (inner_height, inner_width) = self.size, self.inner
+        top, left = (height - inner_height) // 2, (width - inner_width) // 2
+        padding = (left, width - inner_width - left, top, height - inner_height - top)
+        return F.pad(resize(faces, inner_height, inner_width), padding, value=self.grey)
+
+    def on_face(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Which anchors are scored (B,N), from raw boxes (B,N,4), and whether any box lies on the face (B,).
+
+        Where none does, the anchors whose undecoded box overlaps the face stand in, so that a loss can recover it.
+        """
+        decoded = _decode(raw, self.anchors, self.variances)
+        holds_centre = (decoded[..., :2] < 0.5).all(-1) & (decoded[..., 2:] > 0.5).all(-1)
+        on_face = holds_centre & (_iou(decoded, self.face_box) >= 0.4)
+        found = on_face.any(1)
+        undecoded = _iou(_decode(torch.zeros_like(raw), self.anchors, self.variances), self.face_box) >= 0.4
+        return torch.where(found[:, None], on_face, undecoded), found
+
+
+def _value_of(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard`, the gradient of `soft`."""
+    return hard.detach() + (soft - soft.detach())
+
+
+def _face_box() -> Tensor:
+    """(x0, y0, x1, y1) of the face in an aligned crop, relative to its side; 1.35 jaw widths high (LFW's median)."""
+    points = landmarks.frame(1, 0.375) + 0.5
+    left, right, chin = points[0, 0], points[16, 0], points[8, 1]
+    return torch.stack([left, chin - 1.35 * (right - left), right, chin])
+
+
+def _anchors(sidecar: dict[str, Any]) -> Tensor:
+    """(N, 4) centre x, centre y, width, height, relative to the input."""
+    first, *others = sidecar["anchor_ratios"]
+    levels = []
+    for cells, (small, large) in zip(sidecar["grids"], sidecar["anchor_sizes"], strict=True):
+        shapes = [(side * first**0.5, side / first**0.5) for side in (small, large)]
+        shapes += [(small * ratio**0.5, small / ratio**0.5) for ratio in others]
+        centres = (torch.arange(cells) + 0.5) / cells
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        centre = torch.stack([x, y], -1).view(-1, 1, 2).expand(-1, len(shapes), 2)
+        shape = torch.tensor(shapes).expand(cells * cells, -1, 2)
+        levels.append(torch.cat([centre, shape], -1).flatten(0, 1))
+    return torch.cat(levels)
+
+
+def _decode(raw: Tensor, anchors: Tensor, variances: Tensor) -> Tensor:
+    """Raw boxes (B,N,4) -> corners x0, y0, x1, y1."""
+    centre = anchors[:, :2] + raw[..., :2] * variances[:2] * anchors[:, 2:]
+    half = anchors[:, 2:] * (raw[..., 2:] * variances[2:]).exp() / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def _iou(boxes: Tensor, box: Tensor) -> Tensor:
+    """Intersection over union of corner boxes (...,4) with one box (4,)."""
+    overlap = (torch.minimum(boxes[..., 2:], box[2:]) - torch.maximum(boxes[..., :2], box[:2])).clamp_min(0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    return overlap / (area + (box[2:] - box[:2]).prod() - overlap)
+
+
+def load_embedder(path: str | Path) -> OnnxEmbedder:
+    """The embedder of the sidecar at `path`."""
+    return OnnxEmbedder(Path(path), read_sidecar(path, "embedder"))
+
+
+def load_detector(path: str | Path) -> Detector:
+    """The mask detector of the sidecar at `path`: an SSD or a classifier."""
+    sidecar = read_sidecar(path, "ssd", "classifier")
+    return (OnnxSSD if sidecar["kind"] == "ssd" else OnnxClassifier)(Path(path), sidecar)

@@ -1,0 +1,66 @@
+"""LPIPS with AlexNet (Zhang et al. 2018): the linear heads of the package lpips on torchvision's trunk."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from gan_mask import weights
+from gan_mask.errors import GanMaskError
+from gan_mask.pretrained.protocol import Frozen
+
+TRUNK = "alexnet_features.safetensors"
+
+
+class Perceptual(Frozen):
+    """perceptual(a [B,3,H,W] in [0,1], b) -> LPIPS distance [B], float32; H and W at least 32."""
+
+    name = "lpips-alex"
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.freeze()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.net(a, b, normalize=True).flatten().float()
+
+
+def load() -> Perceptual:
+    """Raises GanMaskError when AlexNet's trunk is neither on disk nor downloadable."""
+    trunk = _trunk()
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips asks torchvision in a deprecated way
+        net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    # lpips keeps the trunk's layers under their old numbers, in five slices.
+    renamed = {re.sub(r"slice\d\.", "features.", key): key for key in net.net.state_dict()}
+    if not renamed.keys() <= trunk.keys():
+        raise GanMaskError(f"{TRUNK}: keys {', '.join(renamed)} expected, found {', '.join(trunk)}")
+    net.net.load_state_dict({renamed[key]: trunk[key] for key in renamed})
+    return Perceptual(net)
+
+
+def _trunk() -> dict[str, Tensor]:
+    """AlexNet's convolutions under torchvision's keys: `weights.find` first, else torchvision's download."""
+    try:
+        path = weights.find(TRUNK)
+    except GanMaskError as missing:
+        return _download(missing)
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _download(missing: GanMaskError) -> dict[str, Tensor]:
+    from torchvision.models import AlexNet_Weights
+
+    try:
+        state = torch.hub.load_state_dict_from_url(AlexNet_Weights.DEFAULT.url, progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise GanMaskError(f"{missing} torchvision's own download failed too ({error}).") from error
+    return dict(state)

@@ -1,0 +1,66 @@
+"""Cosine thresholds at stated false-accept rates, from clean impostor pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan_mask import files
+from gan_mask.errors import GanMaskError
+
+FARS = (0.01, 0.001)
+SHIPPED = Path(__file__).parent.parent / "assets" / "thresholds"
+CALIBRATED = Path.home() / ".cache" / "gan_mask" / "thresholds"
+BINS_PER_UNIT = 100_000  # cosine similarities are counted in steps of 1e-5
+BLOCK = 1024
+
+
+def shipped(name: str) -> dict[str, float]:
+    """FAR as text -> cosine, from the package or else from the user's own calibration; {} when there is neither."""
+    for folder in (SHIPPED, CALIBRATED):
+        path = folder / f"{name}.json"
+        if path.is_file():
+            return checked(files.read_json(path), str(path))
+    return {}
+
+
+def checked(value: Any, where: str) -> dict[str, float]:
+    """The thresholds of {"cosine": {"0.01": ..., ...}, "provenance": {...}}; GanMaskError if it is not that."""
+    try:
+        found = {str(float(far)): float(cosine) for far, cosine in value["cosine"].items()}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        found = {"": 0.0}
+    if not all(far and 0 < float(far) < 1 and -1 <= cosine <= 1 for far, cosine in found.items()):
+        raise GanMaskError(f'{where}: thresholds must look like {{"cosine": {{"0.01": 0.27, "0.001": 0.39}}}}')
+    return found
+
+
+def far_thresholds(embeddings: Tensor, identities: Tensor, fars: tuple[float, ...] = FARS) -> tuple[dict[str, float], int]:
+    """Thresholds over all cross-identity pairs of embeddings [N,D] (unit length) with identities [N].
+
+    A pair is accepted when its cosine >= threshold. Returns (FAR as text -> the smallest such threshold at
+    steps of 1e-5 whose FAR is at most the stated one, number of pairs). At least ten false accepts
+    must be expected at each FAR, otherwise GanMaskError.
+    """
+    counts = torch.zeros(2 * BINS_PER_UNIT + 1, dtype=torch.int64)
+    for start in range(0, len(embeddings), BLOCK):
+        block = slice(start, start + BLOCK)
+        similarity = embeddings[block] @ embeddings[start:].T
+        # Each pair once: the second face comes later in the list.
+        later = torch.ones_like(similarity, dtype=torch.bool).triu(1)
+        pairs = similarity[later & (identities[block, None] != identities[None, start:])]
+        bins = ((pairs.clamp(-1, 1) + 1) * BINS_PER_UNIT).long()
+        counts += torch.bincount(bins.cpu(), minlength=len(counts))
+    total = int(counts.sum())
+    needed = round(10 / min(fars))
+    if total < needed:
+        raise GanMaskError(f"{total} impostor pairs are too few for FAR {min(fars):g}; at least {needed} are needed")
+    accepted = counts.flip(0).cumsum(0).flip(0)  # pairs in this bin or above
+    result = {}
+    for far in fars:
+        edge = int((accepted > far * total).sum())  # the first bin from which on few enough pairs lie
+        result[f"{far:g}"] = round(edge / BINS_PER_UNIT - 1, 5)
+    return result, total
