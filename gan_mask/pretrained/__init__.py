@@ -42,39 +42,39 @@ def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
 
 
 def _dlib(name: str) -> Embedder:
-    from gan_mask.pretrained import dlib_resnet
+    from gan_mask.pretrained.dlib_resnet import load
 
-    return dlib_resnet.load()
+    return load()
 
 
 def _facenet(name: str) -> Embedder:
-    from gan_mask.pretrained import facenet
+    from gan_mask.pretrained.facenet import load
 
-    return facenet.load(name.removeprefix("facenet-"))
+    return load(name.removeprefix("facenet-"))
 
 
 def _onnx_embedder(name: str) -> Embedder:
-    from gan_mask.pretrained import onnx
+    from gan_mask.pretrained.onnx import load_embedder as load
 
-    return onnx.load_embedder(name.removeprefix("onnx:"))
+    return load(name.removeprefix("onnx:"))
 
 
 def _onnx_detector(name: str) -> Detector:
-    from gan_mask.pretrained import onnx
+    from gan_mask.pretrained.onnx import load_detector as load
 
-    return onnx.load_detector(name.removeprefix("onnx:"))
+    return load(name.removeprefix("onnx:"))
 
 
 def _classifier(name: str) -> Detector:
-    from gan_mask.pretrained import classifier
+    from gan_mask.pretrained.classifier import load
 
-    return classifier.load()
+    return load()
 
 
 def _lpips(name: str) -> Perceptual:
-    from gan_mask.pretrained import perceptual
+    from gan_mask.pretrained.perceptual import load
 
-    return perceptual.load()
+    return load()
 
 
 EMBEDDERS: dict[str, Callable[[str], Embedder]] = {

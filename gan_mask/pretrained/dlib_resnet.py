@@ -6,6 +6,7 @@ face-recognition-models. No dlib is needed. Descriptors equal dlib's own to 1e-5
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,47 +107,49 @@ class _Reader:
     def __init__(self, data: bytes):
         self.data, self.position = data, 0
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         if not 0 <= count <= len(self.data) - self.position:
             raise ValueError(f"{count} bytes expected at byte {self.position} of {len(self.data)}")
         self.position += count
         return self.data[self.position - count : self.position]
 
-    def int(self) -> int:
-        header = self.bytes(1)[0]
-        value = int.from_bytes(self.bytes(header & 15), "little")
+    def integer(self) -> int:
+        header = self.take(1)[0]
+        value = int.from_bytes(self.take(header & 15), "little")
         return -value if header & 128 else value
 
-    def ints(self, count: int) -> list[int]:
-        return [self.int() for _ in range(count)]
+    def integers(self, count: int) -> list[int]:
+        return [self.integer() for _ in range(count)]
 
-    def float(self) -> float:
-        mantissa, exponent = self.ints(2)
-        if abs(exponent) > 1024:
+    def number(self) -> float:
+        mantissa, exponent = self.integers(2)
+        if abs(exponent) > 512:
             raise ValueError(f"exponent {exponent} before byte {self.position}")
         return mantissa * 2.0**exponent
 
     def string(self) -> str:
-        return self.bytes(self.int()).decode("ascii")
+        return self.take(self.integer()).decode("ascii")
 
     def expect(self, *values: int) -> None:
-        found = self.ints(len(values))
+        found = self.integers(len(values))
         if found != list(values):
             raise ValueError(f"{list(values)} expected before byte {self.position}, found {found}")
 
     def tensor(self) -> np.ndarray:
-        """(n, k, r, c) float32."""
+        """Flat float32."""
         self.expect(2)
-        shape = self.ints(4)
-        raw = self.bytes(4 * shape[0] * shape[1] * shape[2] * shape[3]) if min(shape) >= 0 else self.bytes(-1)
-        values = np.frombuffer(raw, "<f4").reshape(shape)
+        shape = self.integers(4)
+        if min(shape) < 0:
+            raise ValueError(f"a tensor of shape {shape} before byte {self.position}")
+        raw = self.take(4 * math.prod(shape))
+        values = np.frombuffer(raw, "<f4")
         if not np.isfinite(values).all():
             raise ValueError(f"a parameter before byte {self.position} is not finite")
         return values
 
     def alias(self) -> list[int]:
         self.expect(1)
-        return self.ints(4)
+        return self.integers(4)
 
 
 def _layers(reader: _Reader) -> Iterator[tuple[str, np.ndarray, list[int]]]:
@@ -156,41 +159,41 @@ def _layers(reader: _Reader) -> Iterator[tuple[str, np.ndarray, list[int]]]:
         name, parameters, shape = reader.string(), np.empty(0, np.float32), []
         if name == "con_4":
             parameters = reader.tensor()
-            reader.ints(7)  # filters, rows, columns, strides, paddings: known from the architecture
+            reader.integers(7)  # filters, rows, columns, strides, paddings: known from the architecture
             shape = reader.alias()
             reader.alias()
-            _ = [reader.float() for _ in range(4)]  # learning-rate and decay multipliers
+            _ = [reader.number() for _ in range(4)]  # learning-rate and decay multipliers
         elif name == "affine_":
             parameters = reader.tensor()
-            reader.alias(), reader.alias(), reader.int()
+            reader.alias(), reader.alias(), reader.integer()
         elif name == "fc_2":
-            reader.ints(2)
+            reader.integers(2)
             parameters = reader.tensor()
-            reader.alias(), reader.alias(), reader.int()
-            _ = [reader.float() for _ in range(4)]
+            reader.alias(), reader.alias(), reader.integer()
+            _ = [reader.number() for _ in range(4)]
         elif name in ("max_pool_2", "avg_pool_2"):
-            reader.ints(6)
+            reader.integers(6)
         elif name not in ("relu_", "add_prev_"):
             raise ValueError(f"layer {name!r} before byte {reader.position}")
-        reader.bytes(3)  # flags of dlib's trainer
+        reader.take(3)  # flags of dlib's trainer
         for _ in range(3):
             if reader.tensor().size:
                 raise ValueError(f"a stored activation before byte {reader.position}")
         if name == "con_4" and first_convolution:
             first_convolution = False
-            reader.int()
-        yield name, parameters.ravel(), shape
+            reader.integer()
+        yield name, parameters, shape
 
 
 def _header(reader: _Reader) -> None:
     reader.expect(1)
     if reader.string() != "loss_metric_2":
         raise ValueError("it does not start as a metric network")
-    reader.float(), reader.float()  # margin, distance threshold
-    reader.ints(130)  # versions
+    reader.number(), reader.number()  # margin, distance threshold
+    reader.integers(130)  # versions
     if reader.string() != "input_rgb_image_sized":
         raise ValueError("its input is not an RGB image")
-    if any(abs(reader.float() - mean) > 1e-3 for mean in MEAN):
+    if any(abs(reader.number() - mean) > 1e-3 for mean in MEAN):
         raise ValueError("its input mean is another one")
     reader.expect(SIZE, SIZE)
 
@@ -203,7 +206,7 @@ def read_network(path: str | Path) -> DlibResNet:
         reader = _Reader(Path(path).read_bytes())
         _header(reader)
         return _fill(DlibResNet(), list(_layers(reader)))
-    except (OSError, ValueError, StopIteration) as error:
+    except (OSError, ValueError) as error:
         raise GanMaskError(
             f"{path}: not dlib's face-recognition network, or damaged ({error}). "
             "Get it anew: pip install --force-reinstall face-recognition-models"

@@ -27,6 +27,7 @@ class Embedder(Frozen):
     """embedder(faces [B,3,H,W] in [0,1], landmarks [B,68,2] pixels) -> embeddings [B,D] of unit length, float32."""
 
     thresholds: dict[str, float]  # FAR as text, such as "0.001" -> cosine similarity
+    weights_sha256: str
 
     def forward(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         return F.normalize(self.embed(faces, landmarks).float(), dim=1)

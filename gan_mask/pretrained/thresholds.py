@@ -38,7 +38,9 @@ def checked(value: Any, where: str) -> dict[str, float]:
     return found
 
 
-def far_thresholds(embeddings: Tensor, identities: Tensor, fars: tuple[float, ...] = FARS) -> tuple[dict[str, float], int]:
+def far_thresholds(
+    embeddings: Tensor, identities: Tensor, fars: tuple[float, ...] = FARS
+) -> tuple[dict[str, float], int]:
     """Thresholds over all cross-identity pairs of embeddings [N,D] (unit length) with identities [N].
 
     A pair is accepted when its cosine >= threshold. Returns (FAR as text -> the smallest such threshold at
