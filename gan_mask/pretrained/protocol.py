@@ -17,6 +17,7 @@ class Frozen(nn.Module):
     def freeze(self) -> None:
         """Subclasses call this last in their constructor."""
         self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth to a third faster on CPUs
 
     def train(self, mode: bool = True) -> Frozen:
         super().train(False)
