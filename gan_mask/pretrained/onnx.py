@@ -70,7 +70,13 @@ def _list(item: Callable[[Any], bool], length: int = 0) -> Callable[[Any], bool]
 
 
 def _indices(*keys: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and value.keys() == set(keys) and all(map(_index, value.values()))
+    """An object that gives each key an index of its own."""
+    return lambda value: (
+        isinstance(value, dict)
+        and value.keys() == set(keys)
+        and all(map(_index, value.values()))
+        and len(set(value.values())) == len(keys)
+    )
 
 
 def _one_of(*options: str) -> Callable[[Any], bool]:
@@ -89,7 +95,7 @@ KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "embedder": {"template": _list(_list(_number, 2), 5)},
     "ssd": {
         "outputs": _indices("boxes", "logits"),
-        "classes": _indices("mask", "bare"),
+        "classes": lambda v: _indices("mask", "bare")(v) and max(v.values()) == 1,
         "grids": _list(lambda v: _index(v) and 1 <= v <= 512),
         "anchor_sizes": _list(_list(_positive, 2)),
         "anchor_ratios": _list(_positive),
@@ -125,11 +131,13 @@ def read_sidecar(path: str | Path, *kinds: str) -> dict[str, Any]:
     for key, value in sidecar.items():
         if not (required | OPTIONAL)[key](value):
             raise GanMaskError(f"{path}: {key!r} is not as described in {__name__}: {value!r}")
+    if "grids" in required and len(sidecar["grids"]) != len(sidecar["anchor_sizes"]):
+        raise GanMaskError(f"{path}: 'grids' and 'anchor_sizes' must describe the same number of levels")
     return sidecar
 
 
-def _network(path: Path, sidecar: dict[str, Any]) -> tuple[nn.Module, str]:
-    """The ONNX file that the sidecar at `path` names, as a torch module, and its SHA-256."""
+def _network(path: Path, sidecar: dict[str, Any]) -> tuple[nn.Module, str, list[list[int]]]:
+    """The ONNX file that the sidecar at `path` names, as a torch module; its SHA-256; shapes of its outputs for two."""
     name, expected = sidecar["file"], sidecar.get("sha256")
     file = path.parent / name
     if not file.is_file():
@@ -141,10 +149,15 @@ def _network(path: Path, sidecar: dict[str, Any]) -> tuple[nn.Module, str]:
     from onnx2torch import convert
 
     try:
-        net = convert(onnx.load(str(file)))
+        net = convert(onnx.load(str(file))).eval()
     except Exception as error:  # protobuf, onnx and onnx2torch each raise their own kinds
         raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
-    return net, digest
+    try:
+        with torch.no_grad():
+            outputs = net(torch.zeros(2, 3, *sidecar["size"]))
+    except Exception as error:  # whatever an operation says about a shape that it was not made for
+        raise GanMaskError(f"{file}: does not take a batch of two at the 'size' of {path} ({error})") from error
+    return net, digest, [list(o.shape) for o in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
 
 
 class Normalise(nn.Module):
@@ -175,7 +188,9 @@ class OnnxEmbedder(Embedder):
         self.thresholds = thresholds.checked(sidecar["thresholds"], str(path)) if "thresholds" in sidecar else {}
         self.template = torch.tensor(sidecar["template"], dtype=torch.float32)
         self.normalise = Normalise(sidecar)
-        self.net, self.weights_sha256 = _network(path, sidecar)
+        self.net, self.weights_sha256, outputs = _network(path, sidecar)
+        if len(outputs) != 1:
+            raise GanMaskError(f"{path}: an embedder has one output, its network has {len(outputs)}")
         self.freeze()
 
     def embed(self, faces: Tensor, landmarks: Tensor) -> Tensor:
@@ -191,7 +206,12 @@ class OnnxClassifier(Detector):
         self.probabilities = sidecar["output"] == "probabilities"
         self.mask, self.background = sidecar["mask_class"], sidecar.get("background_class")
         self.normalise = Normalise(sidecar)
-        self.net, _ = _network(path, sidecar)
+        self.net, _, outputs = _network(path, sidecar)
+        classes = max(2, math.prod(outputs[0][1:]))  # a single column is one of two classes
+        if len(outputs) != 1 or not {self.mask, self.background} <= {None, *range(classes)}:
+            raise GanMaskError(f"{path}: mask_class or background_class is beyond the network's outputs, {outputs}")
+        if self.mask == self.background:
+            raise GanMaskError(f"{path}: mask_class and background_class are both {self.mask}")
         self.freeze()
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,7 +270,10 @@ class OnnxSSD(Detector):
         if not self.stand_in.any():
             raise GanMaskError(f"{path}: no anchor overlaps a face in the middle of the canvas; check 'anchor_sizes'")
         self.normalise = Normalise(sidecar)
-        self.net, _ = _network(path, sidecar)
+        self.net, _, outputs = _network(path, sidecar)
+        due = {self.boxes: [2, len(self.anchors), 4], self.logits: [2, len(self.anchors), 2]}
+        if any(index >= len(outputs) or outputs[index] != shape for index, shape in due.items()):
+            raise GanMaskError(f"{path}: outputs of shapes {due} expected by the sidecar's anchors, found {outputs}")
         self.freeze()
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
