@@ -118,7 +118,7 @@ class MaskFaces(Dataset[Any]):
         if self.pipeline is None:
             self.pipeline = A.Compose([
                 A.HorizontalFlip(p=0.5),
-                A.Affine(scale=(0.8, 1.25), translate_percent=(-0.08, 0.08), rotate=(-12, 12), border_mode=1, p=0.9),
+                A.Affine(scale=(0.8, 1.4), translate_percent=(-0.08, 0.08), rotate=(-12, 12), border_mode=1, p=0.9),
                 A.RandomBrightnessContrast(0.25, 0.25, p=0.7),
                 A.HueSaturationValue(8, 30, 0, p=0.5),
                 A.OneOf([A.GaussianBlur((3, 5)), A.Downscale((0.4, 0.8)), A.ImageCompression("jpeg", (30, 90))], p=0.5),
@@ -133,9 +133,8 @@ class MaskFaces(Dataset[Any]):
 def wear_random_mask(face: Tensor, landmarks: Tensor, rng: np.random.Generator) -> Tensor:
     """A plain, patterned or noisy mask with soft folds, worn a little too high, low, wide or narrow."""
     height, width = masking.TEXTURE
-    colour = torch.tensor(
-        rng.choice([rng.uniform(0, 1, 3), (0.62, 0.76, 0.85), (0.95, 0.95, 0.95), (0.08, 0.08, 0.09)])
-    )
+    colours = np.array([rng.uniform(0, 1, 3), (0.62, 0.76, 0.85), (0.95, 0.95, 0.95), (0.08, 0.08, 0.09)])
+    colour = torch.from_numpy(rng.choice(colours))
     texture = colour.float()[:, None, None].expand(3, height, width).clone()
     v, u = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     pattern = rng.choice(

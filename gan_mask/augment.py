@@ -7,6 +7,7 @@ process with batch 2B and on two with batch B, and resuming needs no saved rando
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor
 
 
 class Draws:
-    """Random numbers for rows `start .. start + batch` of `total`; the order of calls matters."""
+    """Random numbers for the given `rows` of `total`; the order of calls matters."""
 
-    def __init__(self, seed: int, step: int, start: int, batch: int, total: int, device: torch.device | str) -> None:
+    def __init__(self, seed: int, step: int, rows: Sequence[int], total: int, device: torch.device | str) -> None:
         self._generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-        self._rows, self._total, self._device = slice(start, start + batch), total, device
+        self._rows, self._total, self._device = list(rows), total, device
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(batch, *shape) in [low, high)."""
@@ -60,7 +61,8 @@ def shift_image(images: Tensor, draws: Draws, strength: float) -> Tensor:
     cos, sin = angle.cos() / scale, angle.sin() / scale
     matrix = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
     with torch.autocast(images.device.type, enabled=False):
-        grid = F.affine_grid(matrix.float(), list(images.shape), align_corners=False)
+        matrix = matrix.float().expand(len(images), -1, -1)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
         return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,10 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import FaceFinder, align, read_image
 from gan_mask.networks import load_generator
+from gan_mask.surrogates import Surrogates
 
 SOFTNESS = 0.03  # of DM and plain masks where no generator says otherwise
+DEFAULT_METHODS = ["none", "plain", "dm", "generator"]
 
 
 @dataclass
@@ -94,20 +97,23 @@ def write_masked(
     softness: float,
     folder: Path,
     device: str,
-) -> list[Path]:
-    """One 8-bit PNG per probe. Probe i wears template i mod N, the same for every method."""
+) -> tuple[list[Path], float]:
+    """One 8-bit PNG per probe, and the method's seconds per face. Probe i wears template i mod N."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths, seconds = [], 0.0
     for rows, face, landmarks in batches(photos, probes.index, 16):
         face, landmarks = face.to(device), landmarks.to(device)
-        texture = method(face, landmarks, bank[torch.arange(rows.start, rows.stop) % len(bank)].to(device))
+        template = bank[torch.arange(rows.start, rows.stop) % len(bank)].to(device)
+        started = time.perf_counter()
+        texture = method(face, landmarks, template)
         masked = face if texture is None else masking.wear(face, landmarks, texture, softness)
+        seconds += time.perf_counter() - started
         for position, image in zip(range(rows.start, rows.stop), to_8_bit(masked), strict=True):
             path = folder / f"{position:05d}.png"
             with files.replacing(path) as temporary:
                 Image.fromarray(image).save(temporary, format="PNG")
             paths.append(path)
-    return paths
+    return paths, seconds / len(paths)
 
 
 def to_8_bit(images: Tensor) -> np.ndarray:
@@ -153,6 +159,17 @@ def look_at(
 def embed_mates(embedder: Any, photos: PreparedSet, probes: Probes, device: str) -> Tensor:
     rows = [embedder(f.to(device), m.to(device)).cpu() for _, f, m in batches(photos, probes.mate, 32)]
     return torch.cat(rows)
+
+
+@torch.no_grad()
+def distance(perceptual: Any, paths: Sequence[Path], others: Sequence[Path], device: str) -> np.ndarray:
+    """Perceptual distances (P,) between two methods' files."""
+    rows = []
+    for start in range(0, len(paths), 16):
+        pair = (np.stack([read_image(p) for p in part[start : start + 16]]) for part in (paths, others))
+        a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).float().div(255).to(device) for x in pair)
+        rows.append(perceptual(a, b).cpu().numpy())
+    return np.concatenate(rows).astype(float)
 
 
 # ---------------------------------------------------------------------------------------- rates
@@ -229,9 +246,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", help="generator: a folder with config.json and model.safetensors, or a run folder"
     )
-    parser.add_argument(
-        "--methods", nargs="+", default=list(attacks.METHODS), help=f"of {', '.join(attacks.METHODS)} (default: all)"
-    )
+    known = ", ".join(attacks.METHODS)
+    parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, help=f"of {known} (default: all but the slow)")
+    parser.add_argument("--lpips", action="store_true", help="measure LPIPS (AlexNet) to the DM result as well")
     parser.add_argument("--embedders", nargs="*", default=["dlib"], help="surrogate embedders (default: dlib)")
     parser.add_argument(
         "--detectors", nargs="*", default=["classifier"], help="surrogate mask detectors (default: classifier)"
@@ -252,7 +269,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     generator = load_generator(args.checkpoint, args.device) if args.checkpoint else None
     size = generator.texture_size if generator else masking.TEXTURE
     softness = generator.config.softness if generator else SOFTNESS
-    methods = {name: attacks.method(name, generator) for name in dict.fromkeys(["none", *args.methods])}
     sets = {
         "surrogates": (args.embedders, args.detectors),
         "held-out": (args.held_out_embedders, args.held_out_detectors),
@@ -260,14 +276,24 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     embedders = {name: pretrained.load_embedder(name, args.device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, args.device) for _, d in sets.values() for name in d}
     thresholds = {name: embedder.threshold(args.far) for name, embedder in embedders.items()}
+    surrogates = Surrogates(
+        [embedders[name] for name in args.embedders],
+        [thresholds[name] for name in args.embedders],
+        [detectors[name] for name in args.detectors],
+    )
+    methods = {name: attacks.method(name, generator, surrogates) for name in dict.fromkeys(["none", *args.methods])}
+    perceptual = pretrained.load_perceptual(device=args.device) if args.lpips else None
+    if perceptual and "dm" not in methods:
+        raise GanMaskError("--lpips compares with the DM result: add dm to --methods")
     bank = templates.load_all(args.templates, size)
     finder = FaceFinder(args.device)
 
     out = Path(args.out)
     mates = {name: embed_mates(embedder, photos, probes, args.device) for name, embedder in embedders.items()}
-    paths, seen = {}, {}
+    paths, seconds, seen = {}, {}, {}
     for name, method in tqdm(methods.items(), desc="methods"):
-        paths[name] = write_masked(method, photos, probes, bank, softness, out / "faces" / name, args.device)
+        folder = out / "faces" / name
+        paths[name], seconds[name] = write_masked(method, photos, probes, bank, softness, folder, args.device)
         seen[name] = look_at(paths[name], mates, embedders, detectors, finder, photos, args.device)
 
     report: dict[str, Any] = {
@@ -279,8 +305,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "thresholds": thresholds,
         "templates": args.templates,
         "checkpoint": args.checkpoint,
+        "seconds_per_face": seconds,
         "results": {},
     }
+    if perceptual:
+        distances = {n: distance(perceptual, paths[n], paths["dm"], args.device) for n in paths}
+        report["lpips_to_dm"] = {name: rate(d, probes.identity) for name, d in distances.items()}
     for title, (e, d) in sets.items():
         if e or d:
             measured = {name: outcomes(s, seen["none"], thresholds, e, d) for name, s in seen.items()}
@@ -328,6 +358,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{who}, thresholds at FAR {args.far:g}")
     for title, results in report["results"].items():
         print(f"\n{title}; per cent [95 % interval over identities]\n{table(results)}")
+    for name, seconds in report["seconds_per_face"].items():
+        lpips = report.get("lpips_to_dm", {}).get(name)
+        natural = f", LPIPS to DM {lpips['rate']:.3f} [{lpips['low']:.3f}, {lpips['high']:.3f}]" if lpips else ""
+        print(f"{name:14}{1000 * seconds:9.1f} ms per face{natural}")
     print(f"\nfigures: {Path(args.out) / 'report.json'}   picture: {Path(args.out) / 'strip.png'}")
 
 

@@ -42,6 +42,7 @@ from gan_mask import attacks, files, masking, photo_files, pretrained, report, t
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, Face, FaceFinder, UnreadableImage, align, read_image
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.surrogates import Surrogates
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SCORING = (160, 0.375)  # size and margin of the crops that embedders and detectors see
@@ -470,22 +471,23 @@ def load(args: argparse.Namespace) -> Sampler:
     if template != "random":
         templates.load(template)  # fail now rather than after the first photos
     embedders = {name: pretrained.load_embedder(name, args.device) for name in args.embedders}
-    for embedder in embedders.values():
-        embedder.threshold(FAR)  # fail now, too
+    detectors = {name: pretrained.load_detector(name, args.device) for name in args.detectors}
+    surrogates = Surrogates(
+        list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
+    )
     return Sampler(
-        source=Path(args.faces), out=Path(args.out), config=config, method=method_of(args, generator),
+        source=Path(args.faces), out=Path(args.out), config=config, method=method_of(args, generator, surrogates),
         method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template,
         seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
         finder=FaceFinder(args.device, args.min_score),
-        embedders=embedders,
-        detectors={name: pretrained.load_detector(name, args.device) for name in args.detectors},
+        embedders=embedders, detectors=detectors,
     )  # fmt: skip
 
 
-def method_of(args: argparse.Namespace, generator: Generator | None) -> attacks.Method:
+def method_of(args: argparse.Namespace, generator: Generator | None, surrogates: Surrogates) -> attacks.Method:
     if generator is not None:
         return partial(generator.texture, seed=args.seed)
-    return attacks.method(args.method)
+    return attacks.method(args.method, surrogates=surrogates)
 
 
 def checkpoint_of(args: argparse.Namespace) -> Path:
@@ -525,7 +527,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what the mask shows: a shipped template, a face photo, or 'random' (default: the checkpoint's)",
     )
     add("--largest", action="store_true", help="only the largest face of each photo")
-    add("--embedders", nargs="*", default=["dlib"], metavar="NAME", help="to measure similarity with (default: dlib)")
+    add(
+        "--embedders",
+        nargs="*",
+        default=["dlib"],
+        metavar="NAME",
+        help="measure similarity with these, optimise against them (default: dlib)",
+    )
     add("--detectors", nargs="*", default=["classifier"], metavar="NAME", help="mask detectors (default: classifier)")
     add("--min-score", type=float, default=0.9, help="lowest score of a face, in [0, 1] (default: 0.9)")
     add("--batch-size", type=_positive, default=16, help="photos and faces at a time (default: 16)")

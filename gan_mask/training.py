@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from gan_mask import augment, config, files, losses, masking, pretrained, templates
+from gan_mask import augment, config, files, losses, masking, templates
 from gan_mask.augment import Draws
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import Discriminator, Generator, read_safetensors, to_json
+from gan_mask.surrogates import Goal, Surrogates, evasion_terms, load_surrogates
 
 
 @dataclass
@@ -86,21 +87,16 @@ class TrainConfig:
     save_every: int = option(200, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
 
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.dodging_margin, self.detection_margin)
+
 
 # Options that may change when a run is resumed; with any other change the result would not be that of one run.
 RESUMABLE = {"out", "data", "steps", "workers", "log_every", "validate_every", "validation_faces", "save_every", "keep"}
 
 
 # ---------------------------------------------------------------------------------------- one step
-
-
-class Surrogates(NamedTuple):
-    """The frozen networks that the generator is trained against."""
-
-    embedders: Sequence[Callable[[Tensor, Tensor], Tensor]]
-    thresholds: Sequence[float]  # cosine, at the run's FAR
-    detectors: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]
-    perceptual: Callable[[Tensor, Tensor], Tensor] | None
 
 
 class Scene(NamedTuple):
@@ -146,31 +142,13 @@ def generator_terms(
     terms = {
         "realism": c.realism * losses.g_nonsaturating(discriminator(disguise(scene.masked, draws, c.diversity)).float())
     }
-    terms["dodging"] = scene.masked.new_zeros(len(scene.face))
-    for embedder, threshold, reference in zip(s.embedders, s.thresholds, references, strict=True):
-        seen = degrade(scene.masked, draws, c.diversity)
-        embedding = embedder(seen, augment.jitter_landmarks(scene.landmarks, draws, c.diversity))
-        similarity = (reference * embedding[:, None]).sum(2)
-        terms["dodging"] += (
-            c.dodging * losses.dodging_hinge(similarity, threshold, c.dodging_margin).mean(1) / len(s.embedders)
-        )
-    terms["undetected"], terms["found"] = torch.zeros_like(terms["dodging"]), torch.zeros_like(terms["dodging"])
-    for detector in s.detectors:
-        seen = augment.shift_image(degrade(scene.masked, draws, c.diversity), draws, 0.5 * c.diversity)
-        mask_logit, face_logit = detector(seen)
-        terms["undetected"] += c.undetected * losses.undetected_hinge(mask_logit, c.detection_margin) / len(s.detectors)
-        terms["found"] += c.found * losses.found_hinge(face_logit, c.detection_margin) / len(s.detectors)
+    evasion = evasion_terms(scene.masked, scene.landmarks, references, s, draws, c.diversity, c.goal)
+    terms |= {name: getattr(c, name) * term for name, term in evasion.items()}
     if s.perceptual is not None:
         terms["perceptual"] = c.perceptual * s.perceptual(scene.masked, scene.dm)
     terms["fidelity"] = c.fidelity * losses.squared_distance(scene.texture, scene.template)
     terms["smooth"] = c.smooth * losses.total_variation(scene.texture - scene.template)
     return terms
-
-
-def degrade(images: Tensor, draws: Draws, strength: float) -> Tensor:
-    """Light and JPEG-like noise on half of the pictures each: input diversity (Xie et al. 2019)."""
-    relit = torch.where(draws.uniform(1, 1, 1) < 0.5, augment.relight(images, draws, strength), images)
-    return torch.where(draws.uniform(1, 1, 1) < 0.5, augment.compress(relit, draws), relit)
 
 
 def disguise(images: Tensor, draws: Draws, strength: float) -> Tensor:
@@ -274,7 +252,7 @@ def train(c: TrainConfig) -> None:
 
     # Frozen networks, templates, clean embeddings
     device = accelerator.device
-    surrogates = load_surrogates(c, device)
+    surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
     bank = templates.load_all(c.templates, generator.texture_size).to(device)
     references = [clean_embeddings(e, photos, out, accelerator) for e in surrogates.embedders]
     validation = Validation(c, surrogates, bank, device) if accelerator.is_main_process else None
@@ -288,7 +266,8 @@ def train(c: TrainConfig) -> None:
         scale_learning_rates(optimizers, c, step)
         for micro in range(c.accumulate):
             batch = next(batches)
-            draws = Draws(c.seed, step, schedule.row(micro), c.batch_size, schedule.total, device)
+            rows = range(schedule.row(micro), schedule.row(micro) + c.batch_size)
+            draws = Draws(c.seed, step, rows, schedule.total, device)
             index = batch["index"].numpy()
             mates = schedule.mates(index, draws.integers(2**31 - 1).cpu().numpy())
             near = [torch.stack([r[index], r[mates]], 1).to(device) for r in references]
@@ -364,16 +343,6 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
 
 def first_template(c: TrainConfig) -> str:
     return next(iter(templates.expand(c.templates)))
-
-
-def load_surrogates(c: TrainConfig, device: torch.device) -> Surrogates:
-    embedders = [pretrained.load_embedder(name, device) for name in c.embedders]
-    return Surrogates(
-        embedders,
-        [embedder.threshold(c.far) for embedder in embedders],
-        [pretrained.load_detector(name, device) for name in c.detectors],
-        pretrained.load_perceptual(device=device) if c.perceptual else None,
-    )
 
 
 @torch.no_grad()

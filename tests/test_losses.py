@@ -13,7 +13,7 @@ from gan_mask.landmarks import frame
 
 
 def draws(batch: int = 4, step: int = 0, start: int = 0, total: int = 8) -> Draws:
-    return Draws(seed=3, step=step, start=start, batch=batch, total=total, device="cpu")
+    return Draws(seed=3, step=step, rows=range(start, start + batch), total=total, device="cpu")
 
 
 def test_logistic_losses_are_binary_cross_entropy():
