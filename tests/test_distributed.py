@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 LAUNCH = """
 import sys
 sys.path[:0] = [{repository!r}, {tests!r}]
-from conftest import FakeDetector, FakeEmbedder
+from fakes import FakeDetector, FakeEmbedder
 from gan_mask import pretrained, training
 pretrained.EMBEDDERS["fake"], pretrained.DETECTORS["fake"] = lambda name: FakeEmbedder(), lambda name: FakeDetector()
 training.main(sys.argv[1:])

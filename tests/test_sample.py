@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, FakeDetector, FakeEmbedder, embedded_photo
+from conftest import REPOSITORY, embedded_photo
+from fakes import FakeDetector, FakeEmbedder
 from PIL import ExifTags, Image, ImageCms
 
 from gan_mask import masking, photo_files, pretrained, sampling
