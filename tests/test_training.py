@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from gan_mask import load_generator, training
@@ -117,3 +118,58 @@ def test_print_config_merges_defaults_file_and_command_line(tmp_path, capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "steps: 9\n" in text and "far: 0.01\n" in text and "batch_size: 32\n" in text
+
+
+def test_bfloat16_trains(fakes, prepared, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision per process
+    try:
+        run(prepared, tmp_path / "run", "--steps", "2", "--mixed_precision", "bf16")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run").values())
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(fakes, prepared, tmp_path, capsys, monkeypatch):
+    run(prepared, tmp_path / "run", "--steps", "2")
+    write, full = training.write_tensors, OSError(28, "No space left on device")
+
+    def fail(tensors, path):
+        path.write_bytes(b"half of it")
+        raise full
+
+    monkeypatch.setattr(training, "write_tensors", fail)
+    data, out = str(prepared), str(tmp_path / "run")
+    message = error(capsys, "--data", data, "--out", out, *TINY, "--steps", "4")
+    assert "No space left" in message and "step 4" in message and "run the same command again" in message
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000002"]
+    monkeypatch.setattr(training, "write_tensors", write)
+    run(prepared, tmp_path / "run", "--steps", "4")
+    assert "step-0000002" in capsys.readouterr().out
+
+
+def test_a_term_that_is_not_finite_is_named(fakes, prepared, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training.losses, "total_variation", lambda x: x.sum((1, 2, 3)) * float("nan"))
+    message = error(capsys, "--data", str(prepared), "--out", str(tmp_path / "run"), *TINY, "--steps", "2")
+    assert "'smooth' is not finite" in message
+
+
+def test_the_terminate_signal_ends_with_a_checkpoint(fakes, prepared, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def terminate(optimizers, c, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ORIGINAL(optimizers, c, step)
+
+    monkeypatch.setattr(training, "scale_learning_rates", terminate)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run(prepared, tmp_path / "run", "--steps", "50", "--save_every", "50")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert caught.value.code == 143
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000003"]
