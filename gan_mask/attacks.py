@@ -90,23 +90,24 @@ class Optimised:
         state: dict[str, Any] = {}
         calm = torch.zeros(len(faces), dtype=torch.long, device=faces.device)
         iterations = torch.zeros_like(calm)
+        active = torch.ones_like(calm, dtype=torch.bool)
         for step in range(o.steps):
-            active = calm < (o.patience or o.steps + 1)
-            if not active.any():
-                break
             texture = self.paint(templates, variables)
             masked = augment.round_to_8_bit(masking.wear(faces, placement, texture, o.softness))
             draws = Draws(o.seed, step, [0] * len(faces), 1, faces.device)  # the same for every face of a batch
             terms = evasion_terms(masked, landmarks, references, self.surrogates, draws, o.diversity, o.goal)
             evasion = torch.stack(list(terms.values())).sum(0)
+            iterations += active
+            calm = torch.where(evasion == 0, calm + 1, 0)
+            active &= calm < (o.patience or o.steps + 1)  # from here on a face keeps the texture that met its goal
+            if not active.any():
+                break
             loss = evasion + self.penalty(templates, texture, variables)
             gradients = torch.autograd.grad(loss.sum(), variables)
             with torch.no_grad():
                 moved = self.move(variables, gradients, state, step)
                 for variable, new in zip(variables, moved, strict=True):
                     variable.copy_(torch.where(active[:, None, None, None], new, variable))
-            calm = torch.where(evasion == 0, calm + 1, torch.where(active, 0, calm))
-            iterations += active
         self.records.append(Record(iterations.cpu(), (time.perf_counter() - started) / len(faces)))
         with torch.no_grad():
             return self.paint(templates, variables)
