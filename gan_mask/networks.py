@@ -148,7 +148,7 @@ class Discriminator(nn.Module):
     """Realism of face crops: (B, 3, S, S) in [0, 1] -> logits (B,), high for real.
 
     Strided convolutions without normalisation (R1 regularises); the mean over patch logits judges
-    texture everywhere rather than the whole face.
+    texture everywhere rather than the whole face. In float32 under autocast, too: R1 takes second derivatives.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -160,7 +160,8 @@ class Discriminator(nn.Module):
         self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, faces: Tensor) -> Tensor:
-        return self.net(faces * 2 - 1).flatten(1).mean(1)
+        with torch.autocast(faces.device.type, enabled=False):
+            return self.net(faces.float() * 2 - 1).flatten(1).mean(1)
 
 
 def generator_config(values: dict[str, Any]) -> GeneratorConfig:

@@ -261,6 +261,7 @@ def train(c: TrainConfig) -> None:
     batches = iter(DataLoader(photos, batch_sampler=schedule, num_workers=c.workers, pin_memory=device.type == "cuda"))
     log = Log(out, c, start, accelerator)
     stop = stop_on_signals()
+    norms: list[Any] = [0.0, 0.0]
 
     for step in range(start, c.steps):
         scale_learning_rates(optimizers, c, step)
@@ -272,37 +273,41 @@ def train(c: TrainConfig) -> None:
             mates = schedule.mates(index, draws.integers(2**31 - 1).cpu().numpy())
             near = [torch.stack([r[index], r[mates]], 1).to(device) for r in references]
             template = bank[draws.integers(len(bank))]
-            with accelerator.accumulate(net, discriminator), accelerator.autocast():
+            with accelerator.accumulate(net, discriminator):
                 face = batch["face"].to(device, non_blocking=True)
                 landmarks = batch["landmarks"].to(device, non_blocking=True)
-                scene = dress(face, landmarks, template, net, draws, c)
+                with accelerator.autocast():
+                    scene = dress(face, landmarks, template, net, draws, c)
 
                 # Discriminator's turn
-                d_terms = discriminator_terms(scene, discriminator, draws, c, r1=step % c.r1_every == c.r1_every - 1)
+                d_terms = discriminator_terms(scene, discriminator, draws, c, r1=(step + 1) % c.r1_every == 0)
                 accelerator.backward(total(d_terms))
 
                 # Generator's turn, against the frozen discriminator
                 judge = accelerator.unwrap_model(discriminator).requires_grad_(False)
-                g_terms = generator_terms(scene, near, judge, surrogates, draws, c)
+                with accelerator.autocast():
+                    g_terms = generator_terms(scene, near, judge, surrogates, draws, c)
                 judge.requires_grad_(True)
                 accelerator.backward(total(g_terms))
 
-                if accelerator.sync_gradients:
-                    g_norm = accelerator.clip_grad_norm_(net.parameters(), c.clip)
-                    d_norm = accelerator.clip_grad_norm_(discriminator.parameters(), 10 * c.clip)
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
+                # One after the other: accelerate's fp16 scaler forgets both optimisers after either's step.
+                for i, module in enumerate((net, discriminator)):
+                    if accelerator.sync_gradients:
+                        accelerator.unscale_gradients(optimizers[i])
+                        norms[i] = torch.nn.utils.clip_grad_norm_(module.parameters(), (c.clip, 10 * c.clip)[i])
+                    optimizers[i].step()
+                    optimizers[i].zero_grad()
         update_average(ema.net, accelerator.unwrap_model(net), min(c.ema, (1 + step) / (10 + step)))
 
         done = step + 1
-        log.step(done, {**g_terms, **d_terms}, scene, {"g_norm": g_norm, "d_norm": d_norm})
+        log.step(done, {**g_terms, **d_terms}, scene, {"g_norm": norms[0], "d_norm": norms[1]})
         if validation and (done % c.validate_every == 0 or done == c.steps):
             log.figures(done, validation.figures(ema), "val")
             log.picture(done, validation.picture(ema))
-        if done % c.save_every == 0 or done == c.steps or stop.is_set(accelerator):
+        stopping = stop.is_set(accelerator)
+        if done % c.save_every == 0 or done == c.steps or stopping:
             state.save(done, c.keep)
-        if stop.is_set(accelerator):
+        if stopping:
             log.close()
             raise SystemExit(stop.goodbye(done))
     log.close()
