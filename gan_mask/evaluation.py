@@ -107,8 +107,9 @@ def write_masked(
         started = time.perf_counter()
         texture = method(face, landmarks, template)
         masked = face if texture is None else masking.wear(face, landmarks, texture, softness)
+        images = to_8_bit(masked)  # waits for the GPU, too
         seconds += time.perf_counter() - started
-        for position, image in zip(range(rows.start, rows.stop), to_8_bit(masked), strict=True):
+        for position, image in zip(range(rows.start, rows.stop), images, strict=True):
             path = folder / f"{position:05d}.png"
             with files.replacing(path) as temporary:
                 Image.fromarray(image).save(temporary, format="PNG")
@@ -213,13 +214,14 @@ def rate(values: np.ndarray, identities: np.ndarray, draws: int = 2000) -> dict[
 def table(results: dict[str, dict[str, Any]]) -> str:
     """methods x measures, per cent with interval."""
     measures = list(next(iter(results.values())))
-    lines = [f"{'':14}" + "".join(f"{m:>26}" for m in measures)]
+    width = max(26, *(len(measure) + 2 for measure in measures))
+    lines = [f"{'':14}" + "".join(f"{m:>{width}}" for m in measures)]
     for name, row in results.items():
         cells = (
             "-" if r["rate"] is None else f"{100 * r['rate']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
             for r in row.values()
         )
-        lines.append(f"{name:14}" + "".join(f"{cell:>26}" for cell in cells))
+        lines.append(f"{name:14}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -259,11 +261,24 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--templates", nargs="+", default=["faces"], help="template names or groups (default: faces)")
     parser.add_argument("--probes", type=int, default=500, help="most probes (default: 500)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of probes (default: 0)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
     return parser.parse_args(argv)
 
 
+def check(args: argparse.Namespace) -> None:
+    if args.probes < 1:
+        raise GanMaskError(f"--probes must be at least 1, got {args.probes}")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
+    both = {*args.embedders} & {*args.held_out_embedders} | {*args.detectors} & {*args.held_out_detectors}
+    if both:
+        raise GanMaskError(f"{', '.join(sorted(both))}: named as surrogate and as held out; it can only be one of them")
+    if args.lpips and "dm" not in args.methods:
+        raise GanMaskError("--lpips compares with the DM result: add dm to --methods")
+
+
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    check(args)
     photos = PreparedSet(args.data, args.split)
     probes = choose_probes(photos, args.probes, args.seed)
     generator = load_generator(args.checkpoint, args.device) if args.checkpoint else None
@@ -283,8 +298,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     )
     methods = {name: attacks.method(name, generator, surrogates) for name in dict.fromkeys(["none", *args.methods])}
     perceptual = pretrained.load_perceptual(device=args.device) if args.lpips else None
-    if perceptual and "dm" not in methods:
-        raise GanMaskError("--lpips compares with the DM result: add dm to --methods")
     bank = templates.load_all(args.templates, size)
     finder = FaceFinder(args.device)
 
@@ -351,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     try:
         report = evaluate(args)
-    except GanMaskError as error:
+    except (GanMaskError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     who = f"{report['probes']} probes of {report['identities']} people ({args.split} split)"
