@@ -258,7 +258,14 @@ def train(c: TrainConfig) -> None:
     validation = Validation(c, surrogates, bank, device) if accelerator.is_main_process else None
 
     schedule = Schedule(photos.identities, c, accelerator.process_index, accelerator.num_processes, start)
-    batches = iter(DataLoader(photos, batch_sampler=schedule, num_workers=c.workers, pin_memory=device.type == "cuda"))
+    loader = DataLoader(
+        photos,
+        batch_sampler=schedule,
+        num_workers=c.workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_signals,
+    )
+    batches = iter(loader)
     log = Log(out, c, start, accelerator)
     stop = stop_on_signals()
     norms: list[Any] = [0.0, 0.0]
@@ -388,6 +395,12 @@ def scale_learning_rates(optimizers: Sequence[Any], c: TrainConfig, step: int) -
 def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
     for a, b in zip(average.parameters(), net.parameters(), strict=True):
         a.lerp_(b.detach().float(), 1 - decay)
+
+
+def ignore_signals(worker: int) -> None:
+    """For loader processes: a signal to the whole process group is for the training process to answer."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class stop_on_signals:
