@@ -51,9 +51,9 @@ class Options:
     step_size: float = 1.5 / 255  # AdvNoise-DM: of each sign step
     momentum: float = 0.9  # AdvNoise-DM
     kernel: int = 5  # MF2M: side of the filter kernels, texels, odd
-    filter_rate: float = 0.02  # MF2M: Adam's learning rate of the kernels
-    noise_rate: float = 2 / 255  # MF2M: Adam's learning rate of the noise
-    smooth: float = 1.0  # MF2M: weight of the total variation of kernels and of the texture's change
+    filter_rate: float = 0.005  # MF2M: Adam's learning rate of the kernels
+    noise_rate: float = 1 / 255  # MF2M: Adam's learning rate of the noise
+    smooth: float = 10.0  # MF2M: weight of the total variation of kernels and of the texture's change
     diversity: float = 0.5  # strength of the augmentations before the surrogates
     goal: Goal = Goal()
     patience: int = 3  # steps in a row at which a face meets its goal before it is left alone; 0: never
