@@ -38,7 +38,7 @@ def plain(faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
 
 
 def dm(faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
-    """Delaunay-based masking: the template's lower face, worn as it is (arXiv 2201.06427, section 3.1)."""
+    """Delaunay-based masking: the template's lower face, worn as it is (arXiv 2201.06427)."""
     return templates.expand(len(faces), -1, -1, -1)
 
 
@@ -130,7 +130,7 @@ class Optimised:
 class AdvNoiseDM(Optimised):
     """DM plus L-infinity-bounded noise: iterated sign gradient with momentum (MI-FGSM, Dong et al. 2018).
 
-    arXiv 2201.06427, section 3.2. One variable: the noise (B, 3, h, w) in canonical space.
+    arXiv 2201.06427. One variable: the noise (B, 3, h, w) in canonical space.
     """
 
     def variables(self, templates: Tensor) -> list[Tensor]:
@@ -152,7 +152,7 @@ class AdvNoiseDM(Optimised):
 
 
 class MF2M(Optimised):
-    """Adversarial filtering, then noise, optimised jointly (arXiv 2201.06427, section 3.3).
+    """Adversarial filtering, then noise, optimised jointly (arXiv 2201.06427).
 
     Variables: deviations of the per-texel kernels from the identity (B, K*K, h, w), zero-mean so that every
     kernel sums to 1, and the noise (B, 3, h, w). Adam, with the noise projected into its bound.

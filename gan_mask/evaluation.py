@@ -35,7 +35,8 @@ from gan_mask import attacks, files, masking, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import FaceFinder, align, read_image
-from gan_mask.networks import load_generator
+from gan_mask.landmarks import FRAMING
+from gan_mask.networks import Generator, load_generator
 from gan_mask.surrogates import Surrogates
 
 SOFTNESS = 0.03  # of DM and plain masks where no generator says otherwise
@@ -88,6 +89,18 @@ def batches(photos: PreparedSet, index: np.ndarray, size: int) -> Iterator[tuple
         yield rows, torch.stack([x["face"] for x in items]), torch.stack([x["landmarks"] for x in items])
 
 
+def check_held_out(generator: Generator | None, held_out: Sequence[str]) -> None:
+    """A network that the generator was trained against is no held-out network."""
+    if generator is None:
+        return
+    known = {Path(name).name for name in generator.config.trained_against}
+    if used := [name for name in held_out if Path(name).name in known]:
+        raise GanMaskError(
+            f"{', '.join(used)}: the generator was trained against it, so it is not held out; "
+            "name it with --embedders or --detectors"
+        )
+
+
 @torch.no_grad()
 def write_masked(
     method: attacks.Method,
@@ -125,7 +138,7 @@ def to_8_bit(images: Tensor) -> np.ndarray:
 @torch.no_grad()
 def look_at(
     paths: Sequence[Path], mates: dict[str, Tensor], embedders: dict[str, Any], detectors: dict[str, Any],
-    finder: FaceFinder, photos: PreparedSet, device: str,
+    finder: FaceFinder, device: str,
 ) -> Seen:  # fmt: skip
     """Detect, align and embed the written files."""
     count = len(paths)
@@ -140,7 +153,7 @@ def look_at(
         seen.found[rows] = True
         if not rows:
             continue
-        aligned = [align(images[r - start], faces[r - start][0].landmarks, photos.size, photos.margin) for r in rows]
+        aligned = [align(images[r - start], faces[r - start][0].landmarks, *FRAMING) for r in rows]
         crops = (
             torch.stack([torch.from_numpy(crop).permute(2, 0, 1) for crop, _ in aligned]).float().div(255).to(device)
         )
@@ -282,6 +295,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     photos = PreparedSet(args.data, args.split)
     probes = choose_probes(photos, args.probes, args.seed)
     generator = load_generator(args.checkpoint, args.device) if args.checkpoint else None
+    check_held_out(generator, [*args.held_out_embedders, *args.held_out_detectors])
     size = generator.texture_size if generator else masking.TEXTURE
     softness = generator.config.softness if generator else SOFTNESS
     sets = {
@@ -307,7 +321,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     for name, method in tqdm(methods.items(), desc="methods"):
         folder = out / "faces" / name
         paths[name], seconds[name] = write_masked(method, photos, probes, bank, softness, folder, args.device)
-        seen[name] = look_at(paths[name], mates, embedders, detectors, finder, photos, args.device)
+        seen[name] = look_at(paths[name], mates, embedders, detectors, finder, args.device)
 
     report: dict[str, Any] = {
         "data": str(args.data),

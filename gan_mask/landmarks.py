@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FRAMING = (160, 0.375)  # size in pixels and margin of the crops that embedders and detectors are shown
+
 JAW, BROWS, NOSE = range(0, 17), range(17, 27), range(27, 36)
 LEFT_EYE, RIGHT_EYE, MOUTH = range(36, 42), range(42, 48), range(48, 68)
 

@@ -1,7 +1,7 @@
 """The geometry of a worn mask: canonical mask space, `unwrap` (image to mask) and `wear` (mask to image).
 
 Both are piecewise affine over one Delaunay triangulation of 35 mask landmarks (jaw, nose, mouth),
-as in DM, "Masked Faces with Faced Masks" (arXiv 2201.06427), section 3.1. Everything is batched and
+as in DM, "Masked Faces with Faced Masks" (arXiv 2201.06427). Everything is batched and
 differentiable in images, textures and landmarks; there is no loop over faces or triangles, and
 memory grows with the number of pixels inside the masks.
 """

@@ -31,10 +31,11 @@ class GeneratorConfig:
     size: int = 160  # pixels: side of the crops it was trained on
     margin: float = 0.375  # framing of those crops, see landmarks.frame
     default_template: str = "face-001"
+    trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
 
 
 def filter_texture(texture: Tensor, kernels: Tensor) -> Tensor:
-    """Per-pixel K x K filtering, as in MF2M (arXiv 2201.06427, section 3.3): one kernel per texel, shared by R, G, B.
+    """Per-pixel K x K filtering, as in MF2M (arXiv 2201.06427): one kernel per texel, shared by R, G, B.
 
     texture (B, 3, h, w), kernels (B, K*K, h, w) summing to 1 over dimension 1 -> (B, 3, h, w).
     """
@@ -169,7 +170,8 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
     known = GeneratorConfig.__dataclass_fields__
     if unknown := sorted(set(values) - set(known)):
         raise GanMaskError(f"unknown generator option {', '.join(unknown)}; known: {', '.join(known)}")
-    config = GeneratorConfig(**{**values, "widths": tuple(values.get("widths", GeneratorConfig.widths))})
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    config = GeneratorConfig(**options)
     divisor = 2 ** len(config.widths)
     if config.texture_height % divisor or config.texture_width % divisor:
         raise GanMaskError(
@@ -184,7 +186,7 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
 
 
 def to_json(config: GeneratorConfig) -> dict[str, Any]:
-    return {**asdict(config), "widths": list(config.widths)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:

@@ -41,11 +41,11 @@ import gan_mask
 from gan_mask import attacks, files, masking, photo_files, pretrained, report, templates
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, Face, FaceFinder, UnreadableImage, align, read_image
+from gan_mask.landmarks import FRAMING
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
 from gan_mask.surrogates import Surrogates
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
-SCORING = (160, 0.375)  # size and margin of the crops that embedders and detectors see
 FAR = 1e-3  # false-accept rate of the thresholds
 BATCH_PIXELS = 30_000_000  # of photos held in memory at a time (more only if one photo alone is larger)
 PAIRS = 24  # faces on the overview
@@ -119,7 +119,7 @@ class Sampler:
         embeddings: dict[str, list[Tensor]] = {name: [] for name in self.embedders}
         logits: dict[str, list[Tensor]] = {name: [] for name in self.detectors}
         for part in _parts(faces, self.batch_size):
-            crops, landmarks = self._crops(part, *SCORING)
+            crops, landmarks = self._crops(part, *FRAMING)
             for name, embedder in self.embedders.items():
                 embeddings[name].append(embedder(crops, landmarks).cpu())
             for name, detector in self.detectors.items():

@@ -232,6 +232,7 @@ def train(c: TrainConfig) -> None:
     generator = Generator(
         widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
         softness=c.softness, size=photos.size, margin=photos.margin, default_template=first_template(c),
+        trained_against=(*c.embedders, *c.detectors),
     )  # fmt: skip
     net, ema, discriminator = (
         generator.net,

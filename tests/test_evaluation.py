@@ -12,6 +12,7 @@ from gan_mask import evaluation, masking, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import Seen, choose_probes, outcomes, rate
+from gan_mask.networks import Generator
 
 NAN = np.nan
 
@@ -308,3 +309,10 @@ def test_errors_name_option_and_remedy(fakes, prepared, tmp_path, capsys):
 def test_a_machine_without_cuda_says_so(fakes, prepared, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no CUDA device" in error(capsys, "--data", str(prepared), "--out", str(tmp_path), "--device", "cuda")
+
+
+def test_a_network_trained_against_is_not_held_out():
+    generator = Generator(widths=(8, 16), trained_against=("dlib", "onnx:configs/networks/mobileface.json"))
+    evaluation.check_held_out(generator, ["onnx:elsewhere/mobilefacenet_casia.json"])
+    with pytest.raises(GanMaskError, match="mobileface.json: the generator was trained against it"):
+        evaluation.check_held_out(generator, ["onnx:elsewhere/mobileface.json"])
