@@ -45,7 +45,7 @@ from gan_mask.landmarks import FRAMING
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
 from gan_mask.surrogates import Surrogates
 
-CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "synthfaces"
 FAR = 1e-3  # false-accept rate of the thresholds
 BATCH_PIXELS = 30_000_000  # of photos held in memory at a time (more only if one photo alone is larger)
 PAIRS = 24  # faces on the overview
@@ -491,14 +491,12 @@ def method_of(args: argparse.Namespace, generator: Generator | None, surrogates:
 
 
 def checkpoint_of(args: argparse.Namespace) -> Path:
-    """--checkpoint, or the one that is shipped."""
+    """--checkpoint, or the shipped default, which lies in the checkout and not in an installed package."""
     if args.checkpoint:
         return Path(args.checkpoint)
-    shipped = sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))
-    if len(shipped) != 1:
-        known = ", ".join(map(str, shipped)) or "none"
-        raise GanMaskError(f"--checkpoint is needed for --method generator (shipped: {known}); see train.py")
-    return shipped[0]
+    if not DEFAULT_CHECKPOINT.is_dir():
+        raise GanMaskError(f"--checkpoint is needed for --method generator: {DEFAULT_CHECKPOINT} is not there")
+    return DEFAULT_CHECKPOINT
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -520,7 +518,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--faces", required=True, help="folder of photos, searched with its subfolders; it is never written to")
     add("--out", required=True, help="folder for the masked photos, results.csv and overview.png")
-    add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
+    add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: checkpoints/synthfaces)")
     add("--method", default="generator", choices=[m for m in attacks.METHODS if m != "none"], help="default: generator")
     add(
         "--template",
