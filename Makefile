@@ -1,4 +1,4 @@
-# make demo    train and try a generator on the embedded synthetic faces (CPU, about 10 minutes)
+# make demo    train and try a generator on the embedded synthetic faces (CPU, about 4 minutes)
 # make test    lint, types and tests
 # Both create the virtual environment first; PYTHON=python3.12 chooses its interpreter, VENV=... its place.
 
