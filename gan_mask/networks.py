@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,10 +183,6 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
     if config.kernel % 2 == 0 or config.kernel < 1:
         raise GanMaskError(f"kernel {config.kernel} must be odd")
     return config
-
-
-def to_json(config: GeneratorConfig) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:

@@ -31,7 +31,7 @@ from gan_mask.augment import Draws
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import Discriminator, Generator, read_safetensors, to_json
+from gan_mask.networks import Discriminator, Generator, read_safetensors
 from gan_mask.surrogates import Goal, Surrogates, evasion_terms, load_surrogates
 
 
@@ -236,7 +236,7 @@ def train(c: TrainConfig) -> None:
     )  # fmt: skip
     net, ema, discriminator = (
         generator.net,
-        Generator(**to_json(generator.config)),
+        Generator(**config.to_dict(generator.config)),
         Discriminator(c.discriminator_width),
     )
     ema.load_state_dict(generator.state_dict())
@@ -662,6 +662,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def save_generator(generator: Generator, folder: Path) -> None:
     """config.json and model.safetensors, as load_generator reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "config.json", to_json(generator.config))
+    files.write_json(folder / "config.json", config.to_dict(generator.config))
     with files.replacing(folder / "model.safetensors") as temporary:
         write_tensors(generator.state_dict(), temporary)
