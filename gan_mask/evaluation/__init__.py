@@ -390,7 +390,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         natural = f", LPIPS to DM {lpips['rate']:.3f} [{lpips['low']:.3f}, {lpips['high']:.3f}]" if lpips else ""
         print(f"{name:14}{1000 * seconds:9.1f} ms per face{natural}")
     print(f"\nfigures: {Path(args.out) / 'report.json'}   picture: {Path(args.out) / 'strip.png'}")
-
-
-if __name__ == "__main__":
-    main()

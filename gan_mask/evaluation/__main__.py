@@ -1,0 +1,3 @@
+from gan_mask.evaluation import main
+
+main()
