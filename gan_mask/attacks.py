@@ -7,17 +7,21 @@ which `masking.wear` puts on the crop or on the full photo; None means that no m
 
 from __future__ import annotations
 
+import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from gan_mask import augment, losses, masking
+from gan_mask import augment, config, losses, masking
 from gan_mask import templates as shipped
 from gan_mask.augment import Draws
+from gan_mask.config import option
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import Generator, filter_texture
 from gan_mask.surrogates import Goal, Surrogates, evasion_terms
@@ -44,32 +48,82 @@ def dm(faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Options:
-    """Of the two optimised methods; lengths in [0, 1] units of colour."""
+    """Of the two optimised methods; colours are in [0, 1], so a step of 8-bit colour is 1/255 = 0.0039."""
 
-    steps: int = 100  # at most
-    bound: float = 12 / 255  # L-infinity bound of the noise
-    step_size: float = 1.5 / 255  # AdvNoise-DM: of each sign step
-    momentum: float = 0.9  # AdvNoise-DM
-    kernel: int = 5  # MF2M: side of the filter kernels, texels, odd
-    filter_rate: float = 0.005  # MF2M: Adam's learning rate of the kernels
-    noise_rate: float = 1 / 255  # MF2M: Adam's learning rate of the noise
-    smooth: float = 10.0  # MF2M: weight of the total variation of kernels and of the texture's change
-    diversity: float = 0.5  # strength of the augmentations before the surrogates
-    goal: Goal = Goal()
-    patience: int = 3  # steps in a row at which a face meets its goal before it is left alone; 0: never
+    steps: int = option(100, "gradient steps at most")
+    bound: float = option(12 / 255, "L-infinity bound of the noise, in [0, 1] of colour")
+    step_size: float = option(1.5 / 255, "advnoise-dm: each sign step, in [0, 1] of colour")
+    momentum: float = option(0.9, "advnoise-dm: decay of the gathered gradient, in [0, 1)")
+    kernel: int = option(5, "mf2m: side of the filter kernels, texels, odd")
+    filter_rate: float = option(0.005, "mf2m: Adam's learning rate of the kernels")
+    noise_rate: float = option(1 / 255, "mf2m: Adam's learning rate of the noise, in [0, 1] of colour")
+    smooth: float = option(10.0, "mf2m: weight of the total variation of the kernels and of the texture's change")
+    diversity: float = option(0.5, "strength of the augmentations before the surrogates; 0: none, 1: as in training")
+    dodging_margin: float = option(0.25, "how far below the threshold to get, in units of 1 - threshold")
+    detection_margin: float = option(2.0, "how far beyond the detectors' decision to get, logits")
+    patience: int = option(3, "steps in a row at which a face meets its goal before it is left alone; 0: never")
     softness: float = 0.03  # at the mask's edge, fraction of the mask's width
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "bound", "step_size", "filter_rate", "noise_rate", "smooth", "diversity", "patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise GanMaskError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise GanMaskError(f"--kernel must be odd, so that a kernel has a middle; got {self.kernel}")
+        if not 0 <= self.momentum < 1:
+            raise GanMaskError(f"--momentum must be in [0, 1), got {self.momentum}")
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.dodging_margin, self.detection_margin)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `Options`, as a group of their own."""
+    group = parser.add_argument_group("optimised methods (advnoise-dm, mf2m)")
+    config.add_options(group, Options, separator="-")
+
+
+def options_of(args: argparse.Namespace, softness: float) -> Options:
+    """What the command line says, with its --seed. softness: of the masks' edges, fraction of the mask's width."""
+    return config.from_values(Options, {**vars(args), "softness": softness})
+
 
 class Record(NamedTuple):
-    """What one batch took."""
+    """What the faces of one batch took."""
 
-    iterations: Tensor  # (B,) until each face met its goal
-    seconds: float  # per face
+    iterations: Tensor  # (B,) gradient steps until each face met its goal
+    seconds: Tensor  # (B,) each face's share of the steps that it was part of
+
+
+@dataclass
+class Work:
+    """The faces that are still short of their goal; the first dimension of every tensor."""
+
+    rows: Tensor  # positions in the batch
+    landmarks: Tensor
+    placement: masking.Placement
+    faces: Tensor
+    templates: Tensor
+    references: list[Tensor]  # per embedder (B, 1, D): the clean embeddings
+    variables: list[Tensor]
+    state: dict[str, Tensor]  # the optimiser's
+    calm: Tensor  # steps in a row at which the goal was met
+
+    def keep(self, kept: Tensor) -> Work:
+        pixel, grid, size = self.placement
+        return Work(
+            self.rows[kept], self.landmarks[kept], masking.Placement(pixel[kept], grid[kept], size), self.faces[kept],
+            self.templates[kept], [r[kept] for r in self.references], [v[kept] for v in self.variables],
+            {name: value[kept] for name, value in self.state.items()}, self.calm[kept],
+        )  # fmt: skip
 
 
 class Optimised:
     """An attack that changes a worn texture step by step; each face for itself, whatever its batch."""
+
+    name: str
 
     def __init__(self, surrogates: Surrogates, options: Options = Options()) -> None:  # noqa: B008  (frozen)
         if not surrogates.embedders and not surrogates.detectors:
@@ -78,39 +132,49 @@ class Optimised:
         self.records: list[Record] = []
 
     def __call__(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return self._optimise(faces, landmarks, templates.expand(len(faces), -1, -1, -1))
+        work = self._begin(faces, landmarks, templates.expand(len(faces), -1, -1, -1))
+        result = work.templates.clone()
+        record = Record(torch.zeros(len(faces), dtype=torch.long), torch.zeros(len(faces)))
+        for step in tqdm(range(self.options.steps), desc=self.name, unit="step", leave=False, disable=None):
+            started = time.perf_counter()
+            texture, met = self._step(work, step)
+            rows = work.rows.tolist()
+            result[work.rows[met]] = texture[met]
+            work = work.keep(~met)  # a face that met its goal keeps the texture that did it
+            record.iterations[rows] += 1
+            record.seconds[rows] += (time.perf_counter() - started) / len(rows)
+            if not len(work.rows):
+                break
+        self.records.append(record)
+        result[work.rows] = self.paint(work.templates, work.variables)
+        return result
 
-    def _optimise(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
-        o, started = self.options, time.perf_counter()
+    def _begin(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Work:
         with torch.no_grad():
             references = [embedder(faces, landmarks)[:, None] for embedder in self.surrogates.embedders]
             placement = masking.place(landmarks, faces.shape[2], faces.shape[3])
+        rows = torch.arange(len(faces), device=faces.device)
         variables = self.variables(templates)
-        state: dict[str, Any] = {}
-        calm = torch.zeros(len(faces), dtype=torch.long, device=faces.device)
-        iterations = torch.zeros_like(calm)
-        active = torch.ones_like(calm, dtype=torch.bool)
-        for step in range(o.steps):
-            texture = self.paint(templates, variables)
-            masked = augment.round_to_8_bit(masking.wear(faces, placement, texture, o.softness))
-            draws = Draws(o.seed, step, [0] * len(faces), 1, faces.device)  # the same for every face of a batch
-            terms = evasion_terms(masked, landmarks, references, self.surrogates, draws, o.diversity, o.goal)
+        return Work(
+            rows, landmarks, placement, faces, templates, references, variables, {}, torch.zeros_like(rows)
+        )  # fmt: skip
+
+    def _step(self, w: Work, step: int) -> tuple[Tensor, Tensor]:
+        """Look at the goal, then move the variables in place: textures (B, 3, h, w) looked at, met (B,) bool."""
+        o = self.options
+        draws = Draws(o.seed, step, [0] * len(w.rows), 1, w.faces.device)  # the same for every face of a batch
+        with torch.enable_grad():
+            variables = [variable.detach().requires_grad_() for variable in w.variables]
+            texture = self.paint(w.templates, variables)
+            masked = augment.round_to_8_bit(masking.wear(w.faces, w.placement, texture, o.softness))
+            terms = evasion_terms(masked, w.landmarks, w.references, self.surrogates, draws, o.diversity, o.goal)
             evasion = torch.stack(list(terms.values())).sum(0)
-            iterations += active
-            calm = torch.where(evasion == 0, calm + 1, 0)
-            active &= calm < (o.patience or o.steps + 1)  # from here on a face keeps the texture that met its goal
-            if not active.any():
-                break
-            loss = evasion + self.penalty(templates, texture, variables)
+            loss = evasion + self.penalty(w.templates, texture, variables)
             gradients = torch.autograd.grad(loss.sum(), variables)
-            with torch.no_grad():
-                moved = self.move(variables, gradients, state, step)
-                for variable, new in zip(variables, moved, strict=True):
-                    variable.copy_(torch.where(active[:, None, None, None], new, variable))
-        self.records.append(Record(iterations.cpu(), (time.perf_counter() - started) / len(faces)))
         with torch.no_grad():
-            return self.paint(templates, variables)
+            w.variables = self.move(variables, gradients, w.state, step)
+        w.calm = torch.where(evasion == 0, w.calm + 1, 0)
+        return texture.detach(), w.calm >= (o.patience or math.inf)
 
     def variables(self, templates: Tensor) -> list[Tensor]:
         raise NotImplementedError
@@ -122,7 +186,7 @@ class Optimised:
         raise NotImplementedError
 
     def move(
-        self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Any], step: int
+        self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Tensor], step: int
     ) -> list[Tensor]:
         raise NotImplementedError
 
@@ -133,8 +197,10 @@ class AdvNoiseDM(Optimised):
     arXiv 2201.06427. One variable: the noise (B, 3, h, w) in canonical space.
     """
 
+    name = "advnoise-dm"
+
     def variables(self, templates: Tensor) -> list[Tensor]:
-        return [torch.zeros_like(templates, requires_grad=True)]
+        return [torch.zeros_like(templates)]
 
     def paint(self, templates: Tensor, variables: Sequence[Tensor]) -> Tensor:
         return (templates + variables[0]).clamp(0, 1)
@@ -143,11 +209,11 @@ class AdvNoiseDM(Optimised):
         return texture.new_zeros(len(texture))
 
     def move(
-        self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Any], step: int
+        self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Tensor], step: int
     ) -> list[Tensor]:
         o, (gradient,) = self.options, gradients
         size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
-        state["momentum"] = o.momentum * state.get("momentum", 0.0) + gradient / size
+        state["momentum"] = o.momentum * state.get("momentum", torch.zeros_like(gradient)) + gradient / size
         return [(variables[0] - o.step_size * state["momentum"].sign()).clamp(-o.bound, o.bound)]
 
 
@@ -158,10 +224,11 @@ class MF2M(Optimised):
     kernel sums to 1, and the noise (B, 3, h, w). Adam, with the noise projected into its bound.
     """
 
+    name = "mf2m"
+
     def variables(self, templates: Tensor) -> list[Tensor]:
         batch, _, height, width = templates.shape
-        kernels = templates.new_zeros(batch, self.options.kernel**2, height, width)
-        return [kernels.requires_grad_(), torch.zeros_like(templates, requires_grad=True)]
+        return [templates.new_zeros(batch, self.options.kernel**2, height, width), torch.zeros_like(templates)]
 
     def paint(self, templates: Tensor, variables: Sequence[Tensor]) -> Tensor:
         kernels = variables[0] - variables[0].mean(1, keepdim=True)
@@ -173,16 +240,17 @@ class MF2M(Optimised):
         )
 
     def move(
-        self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Any], step: int
+        self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Tensor], step: int
     ) -> list[Tensor]:
         o = self.options
         moved = []
         for i, (variable, gradient, rate) in enumerate(
             zip(variables, gradients, (o.filter_rate, o.noise_rate), strict=True)
         ):
-            # Adam (Kingma & Ba 2015) by hand: torch's moves the faces that are left alone, too.
-            mean = state.get(f"mean{i}", 0.0) * 0.9 + 0.1 * gradient
-            square = state.get(f"square{i}", 0.0) * 0.99 + 0.01 * gradient.square()
+            # Adam (Kingma & Ba 2015) by hand: torch's cannot let go of the faces that met their goal.
+            zero = torch.zeros_like(gradient)
+            mean = state.get(f"mean{i}", zero) * 0.9 + 0.1 * gradient
+            square = state.get(f"square{i}", zero) * 0.99 + 0.01 * gradient.square()
             state[f"mean{i}"], state[f"square{i}"] = mean, square
             step_ = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-10)
             moved.append(variable - rate * step_)
@@ -190,8 +258,13 @@ class MF2M(Optimised):
         return moved
 
 
-def method(name: str, generator: Generator | None = None, surrogates: Surrogates | None = None) -> Method:
-    """The method called `name`; 'generator' needs `generator`, the optimised ones `surrogates`."""
+def method(
+    name: str,
+    generator: Generator | None = None,
+    surrogates: Surrogates | None = None,
+    options: Options = Options(),  # noqa: B008  (frozen)
+) -> Method:
+    """The method called `name`; 'generator' needs `generator`, the optimised ones `surrogates` and take `options`."""
     if name == "generator":
         if generator is None:
             raise GanMaskError("method 'generator' needs a checkpoint (--checkpoint)")
@@ -199,12 +272,12 @@ def method(name: str, generator: Generator | None = None, surrogates: Surrogates
     if name in OPTIMISED:
         if surrogates is None:
             raise GanMaskError(f"method '{name}' needs surrogates (--embedders, --detectors)")
-        return OPTIMISED[name](surrogates)
+        return OPTIMISED[name](surrogates, options)
     known: dict[str, Method] = {"none": none, "plain": plain, "dm": dm}
     if name not in known:
         raise GanMaskError(f"unknown method '{name}'; known: {', '.join(METHODS)}")
     return known[name]
 
 
-OPTIMISED: dict[str, type[Optimised]] = {"advnoise-dm": AdvNoiseDM, "mf2m": MF2M}
+OPTIMISED: dict[str, type[Optimised]] = {kind.name: kind for kind in (AdvNoiseDM, MF2M)}
 METHODS = ("none", "plain", "dm", *OPTIMISED, "generator")

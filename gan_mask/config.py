@@ -23,28 +23,47 @@ def option(default: Any, help: str) -> Any:
 
 def parse(cls: type[T], argv: Sequence[str] | None, description: str) -> T:
     """An instance of the dataclass `cls`. `--print_config` prints it as YAML and exits."""
-    types = typing.get_type_hints(cls)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--config", help="YAML file with any of the options below; the command line wins")
     parser.add_argument("--print_config", action="store_true", help="print the resulting options as YAML and exit")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name, field in fields.items():
-        many = typing.get_origin(types[name]) is tuple
-        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        parser.add_argument(
-            f"--{name}", nargs="*" if many else None, default=argparse.SUPPRESS, metavar=_metavar(types[name]),
-            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
-        )  # fmt: skip
+    add_options(parser, cls)
     given = vars(parser.parse_args(argv))
     path, print_config = given.pop("config"), given.pop("print_config")
     values = {**(read_yaml(path) if path else {}), **given}
-    if unknown := sorted(set(values) - set(fields)):
-        raise GanMaskError(f"{path}: unknown option {', '.join(unknown)}; known: {', '.join(fields)}")
-    config = cls(**{name: _convert(name, value, types[name]) for name, value in values.items()})
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(known)):
+        raise GanMaskError(f"{path}: unknown option {', '.join(unknown)}; known: {', '.join(known)}")
+    config = from_values(cls, values)
     if print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def add_options(parser: argparse._ActionsContainer, cls: type[Any], separator: str = "_") -> None:
+    """One `--option` per field of the dataclass `cls` that has a help line; those not given stay out of the namespace.
+
+    separator: between the words of an option's name, '_' or '-'.
+    """
+    types = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if "help" not in field.metadata:
+            continue
+        many = typing.get_origin(types[field.name]) is tuple
+        parser.add_argument(
+            f"--{field.name.replace('_', separator)}",
+            nargs="*" if many else None,
+            default=argparse.SUPPRESS,
+            metavar=_metavar(types[field.name]),
+            help=f"{field.metadata['help']} (default: {_shown(field.default)})".replace("%", "%%"),
+        )
+
+
+def from_values(cls: type[T], values: dict[str, Any]) -> T:
+    """An instance of the dataclass `cls` from strings or from what YAML made of them; other names are passed over."""
+    types = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return cls(**{name: _convert(name, values[name], types[name]) for name in names if name in values})
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -65,6 +84,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(map(str, default))
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
 
 
 def _metavar(kind: Any) -> str:

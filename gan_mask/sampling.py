@@ -26,7 +26,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Photo:
     name: str  # path below --faces, with /
     image: np.ndarray  # uint8 (H, W, 3); the masks are put onto it
     faces: list[Face]
+    worn: dict[int, Row] = field(default_factory=dict)  # per face: the template and, if optimised, what it took
     seconds: float = 0.0
 
 
@@ -74,7 +75,8 @@ class Sampler:
     method: attacks.Method
     method_name: str
     checkpoint: str | None
-    template: str  # a name, a photo, or 'random'
+    template: str  # a name, a photo, 'random' or 'match'
+    harmonise: bool
     seed: int
     largest: bool
     batch_size: int
@@ -90,13 +92,16 @@ class Sampler:
         for photo, faces in zip(photos, self.finder.find([photo.image for photo in photos]), strict=True):
             photo.faces = faces[:1] if self.largest else faces
 
-    def template_of(self, photo: str, face: int) -> str:
-        """The template's name; a random one depends on seed, photo and face alone."""
+    def choose_templates(self, wearers: Sequence[tuple[Photo, int]], crops: Tensor, landmarks: Tensor) -> list[str]:
+        """The templates' names; a random one depends on seed, photo and face alone."""
         if self.method_name == "plain":
-            return attacks.PLAIN
-        if self.template != "random":
-            return self.template
-        return random.Random(f"{self.seed} {photo} {face}").choice(templates.groups()["faces"])
+            return [attacks.PLAIN] * len(wearers)
+        if self.template == "match":
+            return templates.best(crops, landmarks)
+        if self.template == "random":
+            faces = templates.groups()["faces"]
+            return [random.Random(f"{self.seed} {photo.name} {face}").choice(faces) for photo, face in wearers]
+        return [self.template] * len(wearers)
 
     @torch.no_grad()
     def wear(self, photos: Sequence[Photo]) -> None:
@@ -107,11 +112,19 @@ class Sampler:
             crops, landmarks = self._crops(
                 [(p.image, p.faces[i]) for p, i in part], self.config.size, self.config.margin
             )
-            bank = torch.stack([templates.load(self.template_of(p.name, i), size) for p, i in part]).to(self.device)
+            names = self.choose_templates(part, crops, landmarks)
+            bank = templates.load_all(names, size).to(self.device)
+            if self.harmonise:
+                bank = templates.harmonise(bank, crops, landmarks)
             textures = self.method(crops, landmarks, bank)
             assert textures is not None  # only the method 'none' wears nothing
-            for (photo, index), texture in zip(part, textures, strict=True):
+            for (photo, index), name, texture in zip(part, names, textures, strict=True):
+                photo.worn[index] = {"template": name}
                 wear_on_photo(photo.image, photo.faces[index].landmarks, texture, self.config.softness)
+            if isinstance(self.method, attacks.Optimised):
+                record = self.method.records.pop()
+                for (photo, index), iterations, seconds in zip(part, *(x.tolist() for x in record), strict=True):
+                    photo.worn[index] |= {"iterations": iterations, "attack_seconds": round(seconds, 3)}
 
     @torch.no_grad()
     def look_at(self, faces: Sequence[tuple[np.ndarray, Face]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -230,15 +243,15 @@ def write(sampler: Sampler, photo: Photo, stems: Counter[str]) -> list[Row]:
         target = f"{stem}.png" if stems[stem] == 1 else f"{photo.name}.png"
         reason = "only the first picture of an animation" if original.frames > 1 else f"{original.format} holds no tag"
         note = f"written as PNG ({reason})"
-    named = [sampler.template_of(photo.name, index) for index in range(len(photo.faces))]
-    tag = photo_files.provenance(sampler.method_name, sampler.checkpoint, ",".join(dict.fromkeys(named)))
+    named = dict.fromkeys(photo.worn[index]["template"] for index in range(len(photo.faces)))
+    tag = photo_files.provenance(sampler.method_name, sampler.checkpoint, ",".join(named))
     path = sampler.out / target
     path.parent.mkdir(parents=True, exist_ok=True)
     photo_files.write(photo.image, path, original, tag)
     return [
         {
-            "photo": photo.name, "status": "ok", "written": target, "face": index, "template": named[index],
-            "box": " ".join(f"{edge:.1f}" for edge in face.box), "note": note,
+            "photo": photo.name, "status": "ok", "written": target, "face": index,
+            "box": " ".join(f"{edge:.1f}" for edge in face.box), "note": note, **photo.worn[index],
         }
         for index, face in enumerate(photo.faces)
     ]  # fmt: skip
@@ -387,6 +400,8 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
         columns += [f"similarity_{name}", f"threshold_{name}"]
     for name in sampler.detectors:
         columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
+    if isinstance(sampler.method, attacks.Optimised):
+        columns += ["iterations", "attack_seconds"]
     columns += ["seconds", "note"]
     with files.replacing(path) as temporary:
         # surrogateescape: file names need not be UTF-8
@@ -468,7 +483,7 @@ def load(args: argparse.Namespace) -> Sampler:
     generator = load_generator(checkpoint_of(args), args.device) if args.method == "generator" else None
     config = generator.config if generator else GeneratorConfig()
     template = args.template or config.default_template
-    if template != "random":
+    if template not in ("random", "match"):
         templates.load(template)  # fail now rather than after the first photos
     embedders = {name: pretrained.load_embedder(name, args.device) for name in args.embedders}
     detectors = {name: pretrained.load_detector(name, args.device) for name in args.detectors}
@@ -478,7 +493,7 @@ def load(args: argparse.Namespace) -> Sampler:
     return Sampler(
         source=Path(args.faces), out=Path(args.out), config=config, method=method_of(args, generator, surrogates),
         method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template,
-        seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
+        harmonise=args.harmonise, seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
         finder=FaceFinder(args.device, args.min_score),
         embedders=embedders, detectors=detectors,
     )  # fmt: skip
@@ -487,7 +502,7 @@ def load(args: argparse.Namespace) -> Sampler:
 def method_of(args: argparse.Namespace, generator: Generator | None, surrogates: Surrogates) -> attacks.Method:
     if generator is not None:
         return partial(generator.texture, seed=args.seed)
-    return attacks.method(args.method, surrogates=surrogates)
+    return attacks.method(args.method, None, surrogates, attacks.options_of(args, GeneratorConfig().softness))
 
 
 def checkpoint_of(args: argparse.Namespace) -> Path:
@@ -522,8 +537,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--method", default="generator", choices=[m for m in attacks.METHODS if m != "none"], help="default: generator")
     add(
         "--template",
-        help="what the mask shows: a shipped template, a face photo, or 'random' (default: the checkpoint's)",
+        help="what the mask shows: a shipped template, a face photo, 'random', or 'match': for each face the shipped "
+        "one nearest in skin tone and pose (default: the checkpoint's)",
     )
+    add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
     add("--largest", action="store_true", help="only the largest face of each photo")
     add(
         "--embedders",
@@ -536,7 +553,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--min-score", type=float, default=0.9, help="lowest score of a face, in [0, 1] (default: 0.9)")
     add("--batch-size", type=_positive, default=16, help="photos and faces at a time (default: 16)")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
-    add("--seed", type=int, default=0, help="of the generator's noise and of random templates (default: 0)")
+    add("--seed", type=int, default=0, help="of the methods' randomness and of random templates (default: 0)")
+    attacks.add_options(parser)
     return parser.parse_args(argv)
 
 

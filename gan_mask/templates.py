@@ -88,6 +88,42 @@ def load_all(which: str | Sequence[str | Path], texture_size: tuple[int, int] = 
     return torch.stack([load(name, texture_size) for name in expand(which)])
 
 
+def best(faces: Tensor, landmarks: Tensor) -> list[str]:
+    """The shipped face that suits each wearer best, in skin tone and pose: names (B,).
+
+    faces (B, 3, H, W) in [0, 1] and landmarks (B, 68, 2) px of the unmasked wearers. The smallest sum of the
+    distance of the skins' colours (RGB in [0, 1]) and of half the difference of the poses (`_yaw`).
+    """
+    people, points = _people()
+    skin = _skin(masking.unwrap(faces, landmarks))[:, None] - _skin(masking.unwrap(people, points)).to(faces)
+    pose = _yaw(landmarks)[:, None] - _yaw(points).to(landmarks)
+    return [FACES[i] for i in (skin.norm(dim=2) + 0.5 * pose.abs()).argmin(1).tolist()]
+
+
+def harmonise(textures: Tensor, faces: Tensor, landmarks: Tensor) -> Tensor:
+    """Give templates (B, 3, h, w) the colours of the wearers' lower faces: mean and spread per channel.
+
+    After Reinhard et al. (2001), in RGB and over the whole mask; the spread changes by a factor of 1.5 at most.
+    """
+    own = masking.unwrap(faces, landmarks, (textures.shape[2], textures.shape[3]))
+    dims = (2, 3)
+    spread = own.std(dims, keepdim=True) / textures.std(dims, keepdim=True).clamp_min(1e-3)
+    centred = textures - textures.mean(dims, keepdim=True)
+    return (centred * spread.clamp(2 / 3, 3 / 2) + own.mean(dims, keepdim=True)).clamp(0, 1)
+
+
+def _skin(textures: Tensor) -> Tensor:
+    """Skin colour (B, 3): the median over the lower face, which lips, nostrils and beards seldom move."""
+    return textures.flatten(2).median(2).values
+
+
+def _yaw(landmarks: Tensor) -> Tensor:
+    """Head turn (B,) in [-1, 1]: how far the nose's tip is from the middle between the jaw's ends."""
+    left, right, nose = landmarks[:, 1], landmarks[:, 15], landmarks[:, 30]
+    across = right - left
+    return 2 * ((nose - left) * across).sum(1) / across.square().sum(1).clamp_min(1) - 1
+
+
 def _known() -> str:
     return f"shipped: {FACES[0]} to {FACES[-1]}, {', '.join([*PLAIN, *CLOTHS])}; groups: {', '.join(groups())}"
 

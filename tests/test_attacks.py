@@ -43,7 +43,7 @@ def short_of_goal(texture: Tensor, w: Wearers) -> Tensor:
     masked = round_to_8_bit(masking.wear(w.faces, w.landmarks, texture, Options.softness))
     references = [FakeEmbedder()(w.faces, w.landmarks)[:, None]]
     draws = Draws(0, 0, range(len(masked)), len(masked), "cpu")
-    terms = evasion_terms(masked, w.landmarks, references, SURROGATES, draws, 0.0, Options.goal)
+    terms = evasion_terms(masked, w.landmarks, references, SURROGATES, draws, 0.0, Options().goal)
     return torch.stack(list(terms.values())).sum(0)
 
 
@@ -148,7 +148,7 @@ def test_patience_counts_steps_in_a_row_and_0_never_stops(kind, wearers):
         method = kind(SURROGATES, Options(**options, patience=patience))
         method(*wearers)
         used[patience] = method.records[0].iterations
-        assert method.records[0].seconds > 0
+        assert (method.records[0].seconds > 0).all()
     assert (used[0] == 40).all()
     first = int(used[1].min())
     assert first + 3 <= used[4].min() <= used[0].min()
