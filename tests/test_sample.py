@@ -19,7 +19,7 @@ from conftest import REPOSITORY, embedded_photo
 from fakes import FakeDetector, FakeEmbedder
 from PIL import ExifTags, Image, ImageCms
 
-from gan_mask import masking, photo_files, pretrained, sampling
+from gan_mask import masking, photo_files, pretrained, sampling, templates
 from gan_mask.networks import Generator
 from gan_mask.sampling import wear_on_photo
 
@@ -287,6 +287,32 @@ def test_random_templates_depend_on_the_seed_but_not_on_the_batches(run: Run, tm
     for person in PEOPLE[:3]:
         a, b = (np.asarray(Image.open(tmp_path / out / f"{person}.png")).astype(int) for out in "ab")
         assert np.abs(a - b).mean() < 1  # MTCNN's own rounding differs a little with the batch
+
+
+def test_a_matched_template_differs_with_the_wearer_and_can_take_his_colours(run: Run, tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, *PEOPLE[:3])
+    for out, options in [("a", []), ("b", ["--harmonise"])]:
+        assert run(folder, tmp_path / out, "--method", "dm", "--template", "match", *options) == 0
+    worn = {out: [row["template"] for row in table(tmp_path / out)] for out in "ab"}
+    assert worn["a"] == worn["b"] and set(worn["a"]) <= set(templates.FACES) and len(set(worn["a"])) > 1
+    assert (tmp_path / "a" / f"{PEOPLE[0]}.png").read_bytes() != (tmp_path / "b" / f"{PEOPLE[0]}.png").read_bytes()
+
+
+def test_optimised_methods_take_their_options_and_say_what_they_took(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_folder(tmp_path, *PEOPLE[:2])
+    options = ["--method", "advnoise-dm", "--steps", "3", "--patience", "0", "--bound", "0.02"]
+    assert run(folder, tmp_path / "a", *options) == 0
+    assert run(folder, tmp_path / "dm", "--method", "dm") == 0
+    rows = table(tmp_path / "a")
+    assert [row["iterations"] for row in rows] == ["3", "3"] and float(rows[0]["attack_seconds"]) > 0
+    noisy, clean = (np.asarray(Image.open(tmp_path / out / f"{PEOPLE[0]}.png")).astype(int) for out in ("a", "dm"))
+    assert 1 <= np.abs(noisy - clean).max() <= 0.02 * 255 + 1
+    for wrong, remedy in [("--kernel=4", "odd"), ("--bound=-1", "0 or more"), ("--steps=many", "INT")]:
+        assert run(folder, tmp_path / "b", "--method", "mf2m", wrong) == 2
+        error = capsys.readouterr().err
+        assert wrong.split("=")[0] in error and remedy in error
 
 
 def test_a_photo_as_template_and_no_networks_to_measure_with(run: Run, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import REPOSITORY, embedded_photo
 
-from gan_mask import templates
+from gan_mask import masking, templates
 from gan_mask.errors import GanMaskError
+from gan_mask.landmarks import flip
 
 
 def test_every_shipped_template_is_a_texture_of_the_size_asked_for() -> None:
@@ -71,3 +72,35 @@ def test_wrong_templates_are_explained(tmp_path: Path) -> None:
     damaged.write_text("not a photo")
     with pytest.raises(GanMaskError, match=r"text\.jpg"):
         templates.load(damaged)
+
+
+def test_the_best_template_for_its_own_person_is_his_own_lower_face() -> None:
+    faces, landmarks = templates._people()
+    assert templates.best(faces[::7], landmarks[::7]) == list(templates.FACES[::7])
+
+
+def test_the_best_template_follows_skin_tone_and_pose() -> None:
+    faces, landmarks = templates._people()
+    bank = templates.load_all("faces").mean((1, 2, 3))
+    darker, lighter = (
+        bank[templates.FACES.index(templates.best(f, landmarks[:1])[0])] for f in (faces[:1] * 0.5, faces[:1] ** 0.5)
+    )
+    assert darker < bank[0] < lighter
+    # Mirroring keeps the skin and turns the head to the other side.
+    yaw = templates._yaw(landmarks)
+    turned = int(yaw.abs().argmax())
+    mirrored, points = faces[turned, None].flip(3), flip(landmarks[turned, None], faces.shape[3])
+    (name,) = templates.best(mirrored, points)
+    assert name != templates.FACES[turned]
+    assert (yaw[templates.FACES.index(name)] + yaw[turned]).abs() < (2 * yaw[turned]).abs()
+
+
+def test_harmonised_templates_have_the_wearers_colours() -> None:
+    faces, landmarks = templates._people()
+    own = masking.unwrap(faces[:4], landmarks[:4])
+    assert torch.allclose(templates.harmonise(own, faces[:4], landmarks[:4]), own, atol=1e-5)
+    foreign = templates.load_all(["face-020", "plain-blue", "face-030", "cloth-dots"])
+    changed = templates.harmonise(foreign, faces[:4], landmarks[:4])
+    assert changed.min() >= 0 and changed.max() <= 1
+    before, after = ((x.mean((2, 3)) - own.mean((2, 3))).abs().amax(1) for x in (foreign, changed))
+    assert (after < 0.02).all() and (before > 0.03).any()
