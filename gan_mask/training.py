@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +33,7 @@ from gan_mask.augment import Draws
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
+from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
 from gan_mask.networks import Discriminator, Generator, read_safetensors
 from gan_mask.surrogates import Goal, Surrogates, evasion_terms, load_surrogates
 
@@ -94,6 +97,7 @@ class TrainConfig:
 
 # Options that may change when a run is resumed; with any other change the result would not be that of one run.
 RESUMABLE = {"out", "data", "steps", "workers", "log_every", "validate_every", "validation_faces", "save_every", "keep"}
+BATCH = ("batch_size", "accumulate")  # free to change, too, while their product stays: the faces of a step
 
 
 # ---------------------------------------------------------------------------------------- one step
@@ -156,6 +160,61 @@ def disguise(images: Tensor, draws: Draws, strength: float) -> Tensor:
     return augment.shift_image(augment.relight(images, draws, strength), draws, strength)
 
 
+@dataclass
+class Game:
+    """One micro-batch: dress, the discriminator's turn, the generator's turn."""
+
+    c: TrainConfig
+    net: nn.Module
+    discriminator: nn.Module
+    judge: nn.Module  # the discriminator itself, without what accelerate wraps around it
+    surrogates: Surrogates
+    references: Sequence[Tensor]  # per embedder, clean embeddings (N, D) of the train split
+    bank: Tensor  # (T, 3, h, w) templates
+    schedule: Schedule
+    autocast: Callable[[], Any]
+    device: torch.device
+
+    def play(
+        self,
+        batch: dict[str, Tensor],
+        step: int,
+        micro: int,
+        backward: Callable[[dict[str, Tensor]], Any],
+        size: int | None = None,
+    ) -> tuple[Scene, dict[str, Tensor]]:
+        """The scene and all loss terms, after `backward` had each side's. size: only the first faces of the batch."""
+        c = self.c
+        first = self.schedule.row(micro)
+        draws = Draws(c.seed, step, range(first, first + (size or c.batch_size)), self.schedule.total, self.device)
+        index = batch["index"].numpy()[:size]
+        mates = self.schedule.mates(index, draws.integers(2**31 - 1).cpu().numpy())
+        near = [torch.stack([r[index], r[mates]], 1).to(self.device) for r in self.references]
+        template = self.bank[draws.integers(len(self.bank))]
+        face = batch["face"][:size].to(self.device, non_blocking=True)
+        landmarks = batch["landmarks"][:size].to(self.device, non_blocking=True)
+        with self.autocast():
+            scene = dress(face, landmarks, template, self.net, draws, c)
+
+        # Discriminator's turn
+        d_terms = discriminator_terms(scene, self.discriminator, draws, c, r1=(step + 1) % c.r1_every == 0)
+        backward(d_terms)
+
+        # Generator's turn, against the frozen discriminator
+        self.judge.requires_grad_(False)
+        try:
+            with self.autocast():
+                g_terms = generator_terms(scene, near, self.judge, self.surrogates, draws, c)
+        finally:
+            self.judge.requires_grad_(True)
+        backward(g_terms)
+        return scene, {**g_terms, **d_terms}
+
+    def alone(self, accelerator: Accelerator) -> Game:
+        """The same without the other processes, to find out what went wrong on this one."""
+        return replace(self, net=accelerator.unwrap_model(self.net), discriminator=self.judge)
+
+
 # ---------------------------------------------------------------------------------------- the order of photos
 
 
@@ -212,10 +271,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         c = config.parse(TrainConfig, argv, "Train the conditional generator. Run the same command again to resume.")
         train(c)
     except GanMaskError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        complaint = str(error)
+    except OSError as error:  # of the logs and previews: a full disk
+        again = "earlier checkpoints are intact. Make room and run the same command again"
+        complaint = f"{error.filename or c.out}: {error.strerror or error}; {again}"
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        complaint = "another process of this training is gone; run the same command again to resume"
     except KeyboardInterrupt:
         sys.exit(130)
+    else:
+        return
+    print(f"error: {complaint}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether a collective operation failed, which is how a process learns that another one has died."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return isinstance(error, distributed.DistError) or bool(re.search("gloo|NCCL|ncclSystemError", str(error)))
 
 
 def train(c: TrainConfig) -> None:
@@ -267,54 +345,41 @@ def train(c: TrainConfig) -> None:
         worker_init_fn=ignore_signals,
     )
     batches = iter(loader)
+    judge = accelerator.unwrap_model(discriminator)
+    game = Game(c, net, discriminator, judge, surrogates, references, bank, schedule, accelerator.autocast, device)
     log = Log(out, c, start, accelerator)
+    health = Health(judged=c.realism > 0)
     stop = stop_on_signals()
-    norms: list[Any] = [0.0, 0.0]
+    norms: tuple[float, ...] = (0.0, 0.0)
+    due = False
 
     for step in range(start, c.steps):
         scale_learning_rates(optimizers, c, step)
         for micro in range(c.accumulate):
             batch = next(batches)
-            rows = range(schedule.row(micro), schedule.row(micro) + c.batch_size)
-            draws = Draws(c.seed, step, rows, schedule.total, device)
-            index = batch["index"].numpy()
-            mates = schedule.mates(index, draws.integers(2**31 - 1).cpu().numpy())
-            near = [torch.stack([r[index], r[mates]], 1).to(device) for r in references]
-            template = bank[draws.integers(len(bank))]
             with accelerator.accumulate(net, discriminator):
-                face = batch["face"].to(device, non_blocking=True)
-                landmarks = batch["landmarks"].to(device, non_blocking=True)
-                with accelerator.autocast():
-                    scene = dress(face, landmarks, template, net, draws, c)
-
-                # Discriminator's turn
-                d_terms = discriminator_terms(scene, discriminator, draws, c, r1=(step + 1) % c.r1_every == 0)
-                accelerator.backward(total(d_terms))
-
-                # Generator's turn, against the frozen discriminator
-                judge = accelerator.unwrap_model(discriminator).requires_grad_(False)
-                with accelerator.autocast():
-                    g_terms = generator_terms(scene, near, judge, surrogates, draws, c)
-                judge.requires_grad_(True)
-                accelerator.backward(total(g_terms))
-
-                # One after the other: accelerate's fp16 scaler forgets both optimisers after either's step.
-                for i, module in enumerate((net, discriminator)):
-                    if accelerator.sync_gradients:
-                        accelerator.unscale_gradients(optimizers[i])
-                        norms[i] = torch.nn.utils.clip_grad_norm_(module.parameters(), (c.clip, 10 * c.clip)[i])
-                    optimizers[i].step()
-                    optimizers[i].zero_grad()
+                scene, terms = play_in_memory(game, accelerator, batch, step, micro)
+                if accelerator.sync_gradients:
+                    try:
+                        norms = step_optimizers(accelerator, (net, discriminator), optimizers, (c.clip, 10 * c.clip))
+                    except FloatingPointError:
+                        alone = game.alone(accelerator)
+                        parameters = [*alone.net.parameters(), *alone.judge.parameters()]
+                        alone.play(batch, step, micro, partial(name_the_culprit, parameters=parameters))
+                        raise not_finite("a gradient") from None
         update_average(ema.net, accelerator.unwrap_model(net), min(c.ema, (1 + step) / (10 + step)))
 
         done = step + 1
-        log.step(done, {**g_terms, **d_terms}, scene, {"g_norm": norms[0], "d_norm": norms[1]})
+        log.step(done, terms, scene, norms)
+        health.look(terms, norms, scene.texture, scene.template)
         if validation and (done % c.validate_every == 0 or done == c.steps):
             log.figures(done, validation.figures(ema), "val")
             log.picture(done, validation.picture(ema))
         stopping = stop.is_set(accelerator)
-        if done % c.save_every == 0 or done == c.steps or stopping:
+        due = due or done % c.save_every == 0
+        if (due and health.good) or done == c.steps or stopping:
             state.save(done, c.keep)
+            due = False
         if stopping:
             log.close()
             raise SystemExit(stop.goodbye(done))
@@ -340,6 +405,10 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
         if path.is_file():
             before, now = files.read_json(path), config.to_dict(c)
             changed = [k for k in now if k not in RESUMABLE and before.get(k) != now[k]]
+            if all(before.get(k) for k in BATCH) and math.prod(before[k] for k in BATCH) == math.prod(
+                now[k] for k in BATCH
+            ):
+                changed = [k for k in changed if k not in BATCH]
             if changed:
                 differences = ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed)
                 raise GanMaskError(
@@ -348,6 +417,7 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
                 )
         try:
             out.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(out)
             files.write_json(path, config.to_dict(c))
         except OSError as error:
             raise GanMaskError(f"--out {out}: cannot write there ({error.strerror})") from error
@@ -362,7 +432,7 @@ def first_template(c: TrainConfig) -> str:
 def clean_embeddings(embedder: Any, photos: PreparedSet, out: Path, accelerator: Accelerator) -> Tensor:
     """Embeddings (N, D) of the unmasked train split, computed once per run and kept beside it."""
     path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}.npy"
-    if accelerator.is_main_process and not path.is_file():
+    if accelerator.is_main_process and not (path.is_file() and readable(path, len(photos))):
         rows = []
         loader = DataLoader(photos, batch_size=64, num_workers=0)
         for batch in tqdm(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2):
@@ -370,18 +440,34 @@ def clean_embeddings(embedder: Any, photos: PreparedSet, out: Path, accelerator:
         with files.replacing(path) as temporary, open(temporary, "wb") as f:
             np.save(f, torch.cat(rows).numpy())
     accelerator.wait_for_everyone()
-    return torch.from_numpy(np.load(path))
+    return torch.from_numpy(np.load(path, allow_pickle=False))
 
 
-def total(terms: dict[str, Tensor]) -> Tensor:
-    """Mean over the batch of the sum of all terms; names the term that is not finite."""
-    for name, term in terms.items():
-        if not torch.isfinite(term).all():
-            raise GanMaskError(
-                f"the loss term '{name}' is not finite; the last checkpoint is untouched. "
-                "Lower the learning rate or that term's weight, or use --mixed_precision bf16 or no"
-            )
-    return torch.stack(list(terms.values())).sum(0).mean()
+def readable(path: Path, rows: int) -> bool:
+    try:
+        return len(np.load(path, allow_pickle=False)) == rows
+    except (ValueError, EOFError, OSError) as error:
+        print(f"warning: {path}: damaged ({error}); it is computed again", file=sys.stderr)
+        return False
+
+
+def play_in_memory(
+    game: Game, accelerator: Accelerator, batch: dict[str, Tensor], step: int, micro: int
+) -> tuple[Scene, dict[str, Tensor]]:
+    """`game.play` with backward passes; where the GPU's memory is too small, an error that says what would fit."""
+    try:
+        return game.play(batch, step, micro, lambda terms: accelerator.backward(total(terms)))
+    except torch.cuda.OutOfMemoryError:
+        pass  # the memory that its traceback holds is free from here on
+    c, alone = game.c, game.alone(accelerator)
+    fits = largest_batch_that_fits(
+        lambda size: alone.play(batch, step, micro, lambda terms: total(terms).backward(), size), c.batch_size
+    )
+    remedy = "not even a single face fits; use smaller --widths or fewer surrogates"
+    if fits:
+        parts = c.accumulate * math.ceil(c.batch_size / fits)
+        remedy = f"{fits} fits (tried). Go on with --batch_size {fits} --accumulate {parts}"
+    raise GanMaskError(f"the GPU's memory does not hold --batch_size {c.batch_size}; {remedy}")
 
 
 def scale_learning_rates(optimizers: Sequence[Any], c: TrainConfig, step: int) -> None:
@@ -497,6 +583,7 @@ class Log:
         if not self.main:
             return
         (out / "previews").mkdir(exist_ok=True)
+        forget_after(out / "log.jsonl", start)
         self.bar = tqdm(total=c.steps, initial=start, desc="train", mininterval=2)
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -505,32 +592,21 @@ class Log:
         except ImportError:
             print("tensorboard is not installed: figures go to log.jsonl only", file=sys.stderr)
 
-    def step(self, step: int, terms: dict[str, Tensor], scene: Scene, norms: dict[str, Any]) -> None:
+    def step(self, step: int, terms: dict[str, Tensor], scene: Scene, norms: tuple[float, ...]) -> None:
         if not self.main:
             return
         self.bar.update()
         if step % self.c.log_every and step != self.c.steps:
             return
         values = {name: term.mean().item() for name, term in terms.items()}
-        values |= {name: float(norm) for name, norm in norms.items()}
+        values["g_norm"], values["d_norm"] = norms
         values["texture_std"] = scene.texture.std((2, 3)).mean().item()
         values["change"] = (scene.texture - scene.template).abs().mean().item()
         now = time.monotonic()
         values["images_per_second"] = (step - self.last[1]) * self.faces_per_step / max(now - self.last[0], 1e-9)
         self.last = (now, step)
-        self._warn(values)
         self.figures(step, values, "train")
         self.bar.set_postfix({k: f"{values[k]:.2f}" for k in ("dodging", "undetected", "realism", "d_logistic")})
-
-    def _warn(self, values: dict[str, float]) -> None:
-        if values["texture_std"] < 0.01:
-            self.bar.write(
-                "warning: the generated textures are flat (standard deviation < 0.01); lower --smooth or --undetected"
-            )
-        if values["d_logistic"] < 0.02:
-            self.bar.write(
-                "warning: the discriminator is saturated (loss < 0.02); raise --r1 or lower its learning rate"
-            )
 
     def figures(self, step: int, values: dict[str, float], group: str) -> None:
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as f:
@@ -555,6 +631,18 @@ class Log:
             self.bar.close()
             if self.writer:
                 self.writer.close()
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Leave the lines up to `step`: a killed run may have logged beyond its last checkpoint, and half a line."""
+    if path.is_file():
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            try:
+                kept += [line] if json.loads(line)["step"] <= step and line.endswith("\n") else []
+            except (ValueError, KeyError, TypeError):
+                continue
+        files.write_text(path, "".join(kept))
 
 
 # ---------------------------------------------------------------------------------------- checkpoints
@@ -596,17 +684,20 @@ class State:
         new, final = self.folder / ".new", self.folder / f"step-{step:07d}"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
+        tensors = self._tensors()
+        if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+            raise GanMaskError(f"step {step}: {', '.join(bad[:8])} not finite; the last checkpoint is untouched")
         with files.replacing(new / "state.safetensors") as temporary:
-            write_tensors(self._tensors(), temporary)
+            write_tensors(tensors, temporary)
         scaler = self.accelerator.scaler
         checksum = files.sha256(new / "state.safetensors")
         files.write_json(
             new / "state.json", {"step": step, "sha256": checksum, "scaler": scaler and scaler.state_dict()}
         )
+        save_generator(self.ema, self.generator_folder)  # first: a run that has its last checkpoint does nothing more
         shutil.rmtree(final, ignore_errors=True)
         new.rename(final)
         files.sync_directory(self.folder)
-        save_generator(self.ema, self.generator_folder)
         for old in self._steps()[:-keep]:
             shutil.rmtree(old)
 
@@ -629,14 +720,25 @@ class State:
                 meta = files.read_json(folder / "state.json")
                 if files.sha256(folder / "state.safetensors") != meta["sha256"]:
                     raise GanMaskError(f"{folder / 'state.safetensors'}: checksum differs, the file is damaged")
-                self._restore(read_safetensors(folder / "state.safetensors"), meta)
-            except (GanMaskError, OSError, KeyError) as error:
+                tensors, step = read_safetensors(folder / "state.safetensors"), int(meta["step"])
+                self._check_keys(folder, tensors)
+                self._restore(tensors, meta)
+            except (GanMaskError, OSError, KeyError, ValueError, TypeError) as error:
                 print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
                 continue
             if self.accelerator.is_main_process:
                 print(f"resuming {folder}")
-            return int(meta["step"])
+            return step
+        if self._steps():
+            raise GanMaskError(f"{self.folder}: no checkpoint in it is usable; delete this folder to start anew")
         return 0
+
+    def _check_keys(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        """Networks of the options, and nothing else; the optimisers' state appears with their first step."""
+        due = {k: v.shape for k, v in self._tensors().items() if not k.startswith("optimizer.")}
+        have = {k: v.shape for k, v in tensors.items() if not k.startswith("optimizer.")}
+        if differing := sorted(k for k in due.keys() | have.keys() if due.get(k) != have.get(k)):
+            raise GanMaskError(f"{folder}: other networks than those of the options: {', '.join(differing[:8])}")
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
