@@ -31,7 +31,7 @@ class Health:
         return not any(self.streaks.values())
 
     def look(self, terms: dict[str, Tensor], norms: tuple[float, ...], texture: Tensor, template: Tensor) -> None:
-        """terms: all losses (B,); norms: of the generator's and the discriminator's gradients; textures (B, 3, h, w)."""
+        """terms: losses (B,); norms: of the generator's and the discriminator's gradients; textures (B, 3, h, w)."""
         loss = float(terms["d_logistic"].detach().mean())
         if self.judged:
             self._count(

@@ -1,17 +1,29 @@
-"""Where third-party weights lie. Nothing is ever replaced by random weights."""
+"""Where third-party weights lie, and how they get there. Nothing is ever replaced by random weights.
+
+Downloads come over https, go on where an earlier try stopped, and are put in place once their SHA-256 is right.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
+import shutil
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 from gan_mask.errors import GanMaskError
-from gan_mask.files import sha256
+from gan_mask.files import sha256, sync_directory
 
 VARIABLE = "GAN_MASK_WEIGHTS"
+OFFLINE = "GAN_MASK_OFFLINE"  # 1: nothing is downloaded
+FACENET = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
 
-KNOWN = {  # file name -> (sha256 or None, where it comes from)
+KNOWN = {  # file name -> (sha256 or None, where it comes from: an address, or words)
     "shape_predictor_68_face_landmarks.dat": (
         "fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
         "pip install face-recognition-models",
@@ -24,13 +36,25 @@ KNOWN = {  # file name -> (sha256 or None, where it comes from)
         "36edd8b90fd96dac0fb9163f4add8f90dcdd7c54ccc272a5a3c3eadb45ec5b08",
         "torchvision's AlexNet (IMAGENET1K_V1), its `features.*` tensors saved as safetensors",
     ),
+    "alexnet-owt-7be5be79.pth": (
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    ),
+    "20180402-114759-vggface2.pt": (
+        "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
+        f"{FACENET}20180402-114759-vggface2.pt",
+    ),
+    # Nobody publishes its SHA-256 and we have not seen the file, so it is not fetched, only taken.
+    "20180408-102900-casia-webface.pt": (None, f"{FACENET}20180408-102900-casia-webface.pt"),
 }
 
 
 def search_path() -> list[Path]:
-    """The folders of $GAN_MASK_WEIGHTS, the cache, and the PyPI package face-recognition-models."""
+    """The folders of $GAN_MASK_WEIGHTS, the caches, and the PyPI package face-recognition-models."""
     folders = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
-    folders.append(Path.home() / ".cache" / "gan_mask")
+    torch_home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
+    # Where torchvision and facenet-pytorch keep theirs, too.
+    folders += [cache(), torch_home / "hub" / "checkpoints", torch_home / "checkpoints"]
     # The package is located, not imported: importing it needs the retired pkg_resources.
     spec = importlib.util.find_spec("face_recognition_models")
     if spec and spec.submodule_search_locations:
@@ -38,8 +62,12 @@ def search_path() -> list[Path]:
     return folders
 
 
+def cache() -> Path:
+    return Path.home() / ".cache" / "gan_mask"
+
+
 def find(name: str, expected_sha256: str | None = None) -> Path:
-    """Path of the weight file `name`; raises GanMaskError with how to place it by hand."""
+    """Path of the weight file `name`, downloaded if need be; raises GanMaskError with how to place it by hand."""
     known_sha256, source = KNOWN.get(name, (None, "its publisher"))
     expected_sha256 = expected_sha256 or known_sha256
     folders = search_path()
@@ -52,7 +80,76 @@ def find(name: str, expected_sha256: str | None = None) -> Path:
                 )
             return path
     looked = ", ".join(str(f) for f in folders)
-    raise GanMaskError(
-        f"weights '{name}' not found (looked in {looked}). Get it from {source}, "
-        f"or put the file into a folder named in ${VARIABLE}."
-    )
+    missing = f"weights '{name}' not found (looked in {looked})."
+    if not source.startswith("https://"):
+        raise GanMaskError(f"{missing} Get it from {source}, or put the file into a folder named in ${VARIABLE}.")
+    target = cache() / name
+    by_hand = f"Fetch it yourself: curl -L --create-dirs -o {target} {source}"
+    if not expected_sha256:
+        raise GanMaskError(f"{missing} Its SHA-256 is not published, so it is not fetched for you. {by_hand}")
+    by_hand += f" and compare sha256sum {target} with {expected_sha256}; a folder named in ${VARIABLE} does, too"
+    if os.environ.get(OFFLINE, "0") not in ("", "0"):
+        raise GanMaskError(f"{missing} ${OFFLINE} is set. {by_hand}")
+    print(f"downloading {source}", file=sys.stderr)
+    try:
+        download(source, target, expected_sha256)
+    except OSError as error:
+        raise GanMaskError(f"{missing} The download failed ({error}); the next try goes on. {by_hand}") from error
+    return target
+
+
+def download(url: str, path: Path, expected_sha256: str) -> None:
+    """Fetch `url` to `path`. PATH.part holds what an interrupted download got, and the next one goes on with it.
+
+    Raises OSError when the connection fails, GanMaskError when the file's SHA-256 is another one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "ab") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)  # the processes of one training all want the file
+        if path.is_file():
+            part.unlink(missing_ok=True)
+            return
+        _fetch(url, f)
+        f.flush()
+        os.fsync(f.fileno())
+        if sha256(part) != expected_sha256:
+            part.unlink()
+            raise GanMaskError(f"{url}: SHA-256 of what was downloaded differs from {expected_sha256}; it is deleted")
+        os.replace(part, path)
+    sync_directory(path.parent)
+
+
+def _fetch(url: str, f: Any) -> None:
+    """Append what is missing to `f`."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={f.tell()}-", "User-Agent": "gan_mask"})
+    try:
+        response = _open(request)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and f.tell():  # nothing is missing
+            return
+        raise
+    with response:
+        if response.status != 206:  # the server starts over
+            f.truncate(0)
+        length, before = response.headers.get("Content-Length"), f.seek(0, os.SEEK_END)
+        shutil.copyfileobj(response, f, 1 << 20)
+        if length and f.tell() - before != int(length):
+            raise OSError(f"the connection ended after {f.tell() - before} of {length} bytes")
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request: Any, fp: Any, code: int, message: str, headers: Any, url: str) -> Any:
+        _check_https(url)
+        return super().redirect_request(request, fp, code, message, headers, url)
+
+
+def _open(request: urllib.request.Request) -> Any:
+    _check_https(request.full_url)
+    return urllib.request.build_opener(_HttpsOnly).open(request, timeout=60)
+
+
+def _check_https(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost"):
+        raise OSError(f"{url}: refused, it is not https")

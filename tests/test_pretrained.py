@@ -515,9 +515,9 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise OSError("network is unreachable")
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(weights, "search_path", lambda: [tmp_path / "nothing"])
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(weights, "cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(weights, "_open", unreachable)
     return tmp_path
 
 
@@ -531,20 +531,23 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_facenet_without_its_weights(offline: Path, name: str, file: str) -> None:
     with pytest.raises(GanMaskError) as error:
         load_embedder(name)
-    for part in (file, f"https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/{file}",
-                 weights.VARIABLE, "network is unreachable"):  # fmt: skip
-        assert part in str(error.value)
+    address = f"https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/{file}"
+    assert f"curl -L --create-dirs -o {offline / 'cache' / file} {address}" in str(error.value)
+    assert ("network is unreachable" if file.endswith("vggface2.pt") else "not fetched") in str(error.value)
 
 
 def test_facenet_with_a_damaged_file(offline: Path) -> None:
     (offline / "nothing").mkdir()
-    (offline / "nothing" / "20180402-114759-vggface2.pt").write_bytes(b"half a download")
-    with pytest.raises(GanMaskError, match="vggface2.pt: not facenet-pytorch's vggface2 weights, or damaged"):
+    for file in ("20180402-114759-vggface2.pt", "20180408-102900-casia-webface.pt"):
+        (offline / "nothing" / file).write_bytes(b"half a download")
+    with pytest.raises(GanMaskError, match="vggface2.pt: SHA-256 differs"):
         load_embedder("facenet-vggface2")
+    with pytest.raises(GanMaskError, match="webface.pt: not facenet-pytorch's casia-webface weights, or damaged"):
+        load_embedder("facenet-casia-webface")
 
 
 def test_lpips_and_dlib_without_their_weights(offline: Path) -> None:
-    with pytest.raises(GanMaskError, match="alexnet_features.safetensors.*download failed.*unreachable"):
+    with pytest.raises(GanMaskError, match="alexnet_features.safetensors.*alexnet-owt.*download failed.*unreachable"):
         load_perceptual()
     with pytest.raises(GanMaskError, match="pip install face-recognition-models"):
         load_embedder("dlib")

@@ -5,8 +5,6 @@ The network expects MTCNN boxes squeezed to a square, so a chip is cut with the 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,6 @@ from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import alignment, thresholds
 from gan_mask.pretrained.protocol import Embedder, resize
 
-URL = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
 FILES = {"vggface2": "20180402-114759-vggface2.pt", "casia-webface": "20180408-102900-casia-webface.pt"}
 SIZE = 160
 BOX_WIDTH = 120  # an MTCNN box is 3/4 as wide as high (median on LFW)
@@ -38,7 +35,7 @@ class FaceNet(Embedder):
 
 def load(trained_on: str) -> FaceNet:
     """trained_on: a key of FILES. Raises GanMaskError saying where the file comes from and where to put it."""
-    path = _weight_file(FILES[trained_on])
+    path = weights.find(FILES[trained_on])
     from facenet_pytorch import InceptionResnetV1
 
     net = InceptionResnetV1()
@@ -48,20 +45,3 @@ def load(trained_on: str) -> FaceNet:
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise GanMaskError(f"{path}: not facenet-pytorch's {trained_on} weights, or damaged ({error})") from error
     return FaceNet(net, f"facenet-{trained_on}", files.sha256(path))
-
-
-def _weight_file(name: str) -> Path:
-    """From the folders of `weights.find`, from torch's cache, or downloaded into it as facenet-pytorch does."""
-    checkpoints = Path(torch.hub.get_dir()).parent / "checkpoints"
-    for folder in [*weights.search_path(), checkpoints]:
-        if (folder / name).is_file():
-            return folder / name
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL + name, str(checkpoints / name), progress=False)
-    except OSError as error:
-        raise GanMaskError(
-            f"weights '{name}' not found, and not downloadable ({error}). Get the file from {URL}{name} "
-            f"and put it into {checkpoints} or a folder named in ${weights.VARIABLE}."
-        ) from error
-    return checkpoints / name

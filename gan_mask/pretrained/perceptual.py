@@ -13,6 +13,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.pretrained.protocol import Frozen
 
 TRUNK = "alexnet_features.safetensors"
+WHOLE = "alexnet-owt-7be5be79.pth"  # torchvision's file
 
 
 class Perceptual(Frozen):
@@ -46,21 +47,15 @@ def load() -> Perceptual:
 
 
 def _trunk() -> dict[str, Tensor]:
-    """AlexNet's convolutions under torchvision's keys: `weights.find` first, else torchvision's download."""
+    """AlexNet's convolutions under torchvision's keys: our small file, else torchvision's own."""
     try:
         path = weights.find(TRUNK)
     except GanMaskError as missing:
-        return _download(missing)
+        try:
+            path = weights.find(WHOLE)
+        except GanMaskError as error:
+            raise GanMaskError(f"{missing} Instead of it: {error}") from None
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     from safetensors.torch import load_file
 
     return load_file(path)
-
-
-def _download(missing: GanMaskError) -> dict[str, Tensor]:
-    from torchvision.models import AlexNet_Weights
-
-    try:
-        state = torch.hub.load_state_dict_from_url(AlexNet_Weights.DEFAULT.url, progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise GanMaskError(f"{missing} torchvision's own download failed too ({error}).") from error
-    return dict(state)
