@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import reprlib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ import yaml
 from gan_mask.errors import GanMaskError
 
 T = TypeVar("T")
+MOST_ITEMS = 10_000  # of one option
 
 
 def option(default: Any, help: str) -> Any:
@@ -71,9 +74,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GanMaskError(f"--config {path}: no such file") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise GanMaskError(f"--config {path}: not readable as YAML ({error})") from error
-    if not isinstance(values, dict):
+    if not (isinstance(values, dict) and all(isinstance(name, str) for name in values)):
         raise GanMaskError(f"--config {path}: expected `option: value` lines")
     return values
 
@@ -105,7 +108,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     try:
         if typing.get_origin(kind) is tuple:
             items = value if isinstance(value, list | tuple) else [value]
+            if len(items) > MOST_ITEMS:
+                raise ValueError
             return tuple(_convert(name, item, typing.get_args(kind)[0]) for item in items)
+        if not isinstance(value, str | int | float):  # YAML's lists in lists may stand for billions of items
+            raise ValueError
         if typing.get_origin(kind) is Literal:
             if str(value) not in typing.get_args(kind):
                 raise ValueError
@@ -114,6 +121,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             return {"true": True, "false": False}[str(value).lower()]
         if kind is int and isinstance(value, float) and value != int(value):
             raise ValueError
-        return kind(value)
-    except (ValueError, TypeError, KeyError):
-        raise GanMaskError(f"--{name}: expected {_metavar(kind)}, got {value!r}") from None
+        if kind is not str and isinstance(value, bool):
+            raise ValueError
+        converted = kind(value)
+        if kind is float and not math.isfinite(converted):
+            raise ValueError
+        return converted
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise GanMaskError(f"--{name}: expected {_metavar(kind)}, got {reprlib.repr(value)}") from None

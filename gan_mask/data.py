@@ -57,12 +57,15 @@ class PreparedSet(Dataset[dict[str, Any]]):
         self.identities: np.ndarray = identities[self._rows].astype(np.int64)
 
     def _open(self) -> None:
-        self._index = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
-        if self._index.dtype != INDEX or len(self._index) != self.meta["faces"]:
+        try:
+            self._index = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+            self._crops, self._strings = (
+                np.memmap(self.path / name, dtype=np.uint8, mode="r") for name in ("crops.bin", "strings.bin")
+            )
+        except (ValueError, OSError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
+            raise GanMaskError(f"{self.path}: damaged ({error}); prepare the set again") from error
+        if self._index.dtype != INDEX or self._index.shape != (self.meta["faces"],):
             raise GanMaskError(f"{self.path / 'index.npy'}: does not fit meta.json; prepare the set again")
-        self._crops, self._strings = (
-            np.memmap(self.path / name, dtype=np.uint8, mode="r") for name in ("crops.bin", "strings.bin")
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For DataLoader workers: they map the files themselves."""
@@ -86,12 +89,22 @@ class PreparedSet(Dataset[dict[str, Any]]):
         """The crop as uint8 (3, S, S)."""
         record = self._record(i)
         start, length = int(record["crop"]), int(record["crop_length"])
-        with Image.open(io.BytesIO(self._crops[start : start + length].tobytes())) as image:
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        try:
+            with Image.open(io.BytesIO(self._crops[start : start + length].tobytes()), formats=["JPEG"]) as image:
+                if image.size != (self.size, self.size) or image.mode != "RGB":
+                    raise ValueError(f"{image.mode} of {image.width} x {image.height} pixels")
+                return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
+            raise GanMaskError(
+                f"{self.path / 'crops.bin'}: face {i} at byte {start} is damaged ({error}); prepare the set again"
+            ) from error
 
     def landmarks(self, i: int) -> Tensor:
         """(68, 2) pixels of the crop."""
-        return torch.from_numpy(self._record(i)["landmarks"].copy())
+        points = torch.from_numpy(self._record(i)["landmarks"].copy())
+        if not torch.isfinite(points).all():
+            raise GanMaskError(f"{self.path / 'index.npy'}: landmarks of face {i} are damaged; prepare the set again")
+        return points
 
     def person(self, i: int) -> str:
         """Name of the person."""
@@ -129,8 +142,22 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise GanMaskError(f"{path}: prepared set of format {found!r}, expected {FORMAT}; prepare it again")
+    if not _complete(meta):
+        raise GanMaskError(f"{path / 'meta.json'}: damaged; copy or prepare the set again")
     for name, size in meta["bytes"].items():
         actual = os.path.getsize(path / name) if (path / name).is_file() else 0
         if actual != size:
             raise GanMaskError(f"{path / name}: {actual} bytes, expected {size}; copy or prepare the set again")
     return meta
+
+
+def _complete(meta: dict[str, Any]) -> bool:
+    """Whether all that is read of meta.json is there, of the right kind."""
+    sizes, margin = meta.get("bytes"), meta.get("margin")
+    return (
+        isinstance(sizes, dict)
+        and sizes.keys() == {"index.npy", "crops.bin", "strings.bin"}
+        and all(type(meta.get(key)) is int and meta[key] > 0 for key in ("size", "faces"))
+        and isinstance(margin, int | float)
+        and 0 <= margin <= 2
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from gan_mask import weights
 from gan_mask.errors import GanMaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 MAX_PIXELS = 100_000_000  # larger photos are refused before they are decoded
@@ -56,6 +57,13 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     Transparency is laid over white, 16-bit values are scaled to 8, of an animation the first frame counts.
     Raises UnreadableImage, whatever is wrong with the file.
     """
+    with opened(source, name) as image:
+        return _decode(image)
+
+
+@contextmanager
+def opened(source: str | Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
+    """An image file, not decoded yet; whatever goes wrong with it inside becomes UnreadableImage."""
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
         content = source if isinstance(source, bytes) else _read_file(Path(source), name)
@@ -71,7 +79,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(name, _too_large(f"{image.width} x {image.height} pixels"))
-                return _decode(image)
+                yield image
         except UnreadableImage:
             raise
         except Image.UnidentifiedImageError:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gan_mask import masking
+from gan_mask.config import from_values
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json
 
@@ -32,6 +33,9 @@ class GeneratorConfig:
     margin: float = 0.375  # framing of those crops, see landmarks.frame
     default_template: str = "face-001"
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
+
+
+LARGEST = {"widths": 4096, "noise": 4096, "kernel": 31, "texture_height": 1024, "texture_width": 1024, "size": 4096}
 
 
 def filter_texture(texture: Tensor, kernels: Tensor) -> Tensor:
@@ -170,8 +174,11 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
     known = GeneratorConfig.__dataclass_fields__
     if unknown := sorted(set(values) - set(known)):
         raise GanMaskError(f"unknown generator option {', '.join(unknown)}; known: {', '.join(known)}")
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    config = GeneratorConfig(**options)
+    config = from_values(GeneratorConfig, values)
+    for name, most in LARGEST.items():  # a stranger's file must not take all memory
+        numbers = config.widths if name == "widths" else (getattr(config, name),)
+        if not (numbers and all(0 < number <= most for number in numbers) and len(numbers) <= 8):
+            raise GanMaskError(f"{name}: expected 1 to {most}, got {getattr(config, name)}")
     divisor = 2 ** len(config.widths)
     if config.texture_height % divisor or config.texture_width % divisor:
         raise GanMaskError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 import gan_mask
 from gan_mask import files
+from gan_mask.faces import opened
 
 # How a photo is written, by the format it was read from. All of them hold the provenance tag. Lossy WebP
 # halves the resolution of colours, hence lossless.
@@ -50,9 +50,8 @@ class Original:
 
 def read_original(path: Path) -> Original:
     """Format and metadata of a readable image file."""
-    with warnings.catch_warnings(), Image.open(path) as image:
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO's others are views of the first
+    with opened(path) as image:
+        frames = 1 if image.format == "MPO" else _frames(image)  # MPO's others are views of the first
         profile = image.info.get("icc_profile")
         if profile is not None and (profile[16:20] != b"RGB " or image.mode not in ("RGB", "RGBA", "P")):
             profile = None  # it describes CMYK or grey, and the masked photo is RGB
@@ -62,6 +61,13 @@ def read_original(path: Path) -> Original:
         except Exception:  # Pillow raises nearly any type on damaged metadata; the picture matters more
             exif = Image.Exif()
         return Original(image.format or "", frames, exif, profile)
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # nearly any type, where a frame behind the first is damaged
+        return 1
 
 
 def provenance(method: str, checkpoint: str | None, template: str) -> str:
@@ -91,8 +97,8 @@ def write(photo: np.ndarray, path: Path, original: Original, tag: str) -> None:
 
 
 def read_provenance(path: Path) -> str | None:
-    """The tag in a photo that `write` wrote, else None."""
-    with Image.open(path) as image:
+    """The tag in a photo that `write` wrote, else None. Raises UnreadableImage."""
+    with opened(path) as image:
         tag = image.getexif().get(ExifTags.Base.ImageDescription)
     return tag if isinstance(tag, str) and tag.startswith("gan_mask ") else None
 

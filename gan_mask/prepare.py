@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
 import threading
 import time
@@ -41,9 +42,10 @@ from tqdm import tqdm
 from gan_mask.data import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, Face, FaceFinder, UnreadableImage, align, read_image
-from gan_mask.files import read_json, replacing, write_json
+from gan_mask.files import read_json, remove_leftovers, replacing, write_json
 
 CHUNK = 64  # photos
+BOMB_BYTES, BOMB_RATIO = 50_000_000, 100  # no photo of this size shrinks this much
 PIXELS_AT_ONCE = 32_000_000  # decoded photos held in memory, so that a chunk of huge ones fits
 UTF8 = ("utf-8", "surrogateescape")  # file names need not be valid UTF-8
 
@@ -109,6 +111,8 @@ class Source:
 
     def photos(self, identity_regex: str) -> list[Photo]:
         """All image files, sorted by path, each with its person."""
+        if self._zip:
+            _refuse_malicious(self.path, self._zip.infolist())
         names = self._zip.namelist() if self._zip else _walk(self.path)
         paths = sorted({name for name in names if _is_photo(name)})
         if not paths:
@@ -132,6 +136,28 @@ class Source:
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
             raise UnreadableImage(path, f"damaged, encrypted or unsupported in the zip file ({error})") from error
         return read_image(content, path)
+
+
+def _refuse_malicious(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Archives made to escape, to mislead or to blow up. Nothing is ever extracted to disk; still, none is wanted."""
+
+    def refuse(entry: zipfile.ZipInfo, why: str) -> None:
+        raise GanMaskError(f"{path}: refused, {entry.filename!r} {why}; unpack it yourself if you trust it")
+
+    seen: set[str] = set()
+    for entry in entries:
+        place = PurePosixPath(entry.filename.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts or re.match("[A-Za-z]:", entry.filename):
+            refuse(entry, "points out of the archive")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            refuse(entry, "is a symbolic link")
+        if entry.filename in seen:
+            refuse(entry, "is in it twice")
+        if entry.file_size > BOMB_BYTES and entry.file_size > BOMB_RATIO * entry.compress_size:
+            refuse(entry, f"unpacks to {entry.file_size} bytes from {entry.compress_size}, a decompression bomb")
+        seen.add(entry.filename)
+    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
+        raise GanMaskError(f"{path}: refused, its entries overlap, a decompression bomb")
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -318,6 +344,7 @@ def prepare(
             return dict(read_json(dst / "summary.json"))
         with _locked(dst / ".parts"):
             parts = dst / ".parts"
+            remove_leftovers(dst)
             numbered = {n: photos[n * CHUNK : (n + 1) * CHUNK] for n in range(math.ceil(len(photos) / CHUNK))}
             left = {n: chunk for n, chunk in numbered.items() if not part_path(parts, n).is_file()}
             done = len(photos) - sum(map(len, left.values()))
@@ -393,8 +420,12 @@ class Part:
 
 def _load(paths: Iterable[Path]) -> Iterator[Part]:
     for path in paths:
-        with np.load(path, allow_pickle=False) as part:
-            yield Part(part["records"], part["crops"], **json.loads(part["text"].tobytes()))
+        try:
+            with np.load(path, allow_pickle=False) as part:
+                loaded = Part(part["records"], part["crops"], **json.loads(part["text"].tobytes()))
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise GanMaskError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+        yield loaded
 
 
 def _finish(dst: Path, parts: Sequence[Path], settings: Settings, begun: dict[str, Any]) -> dict[str, Any]:

@@ -334,10 +334,11 @@ class Journal:
         return all((self.folder / row["written"]).is_file() for row in entry["rows"] if "written" in row)
 
     def add(self, rows: dict[str, list[Row]]) -> None:
-        with open(self.path, "a", encoding="utf-8") as f:
-            for name, found in rows.items():
-                self.entries[name] = {"photo": name, "version": self._version(name), "rows": found}
-                f.write(json.dumps(self.entries[name]) + "\n")
+        for name, found in rows.items():
+            self.entries[name] = {"photo": name, "version": self._version(name), "rows": found}
+        # A batch in one write: a killed run then goes on with the batches, and so the bits, of an uninterrupted one.
+        with open(self.path, "ab") as f:
+            f.write("".join(json.dumps(self.entries[name]) + "\n" for name in rows).encode())
 
     def _version(self, name: str) -> list[int] | None:
         try:
@@ -357,6 +358,7 @@ def sample(args: argparse.Namespace) -> list[Row]:
     if "overview.png" in names:
         raise GanMaskError(f"{source / 'overview.png'}: this command writes a picture of that name; rename the photo")
     sampler = load(args)
+    files.remove_leftovers(out)
     journal = Journal(out, source, settings(args))
     todo = [name for name in names if not journal.finished(name)]
     if len(todo) < len(names):
