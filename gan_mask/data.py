@@ -62,7 +62,7 @@ class PreparedSet(Dataset[dict[str, Any]]):
             self._crops, self._strings = (
                 np.memmap(self.path / name, dtype=np.uint8, mode="r") for name in ("crops.bin", "strings.bin")
             )
-        except (ValueError, OSError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
+        except Exception as error:  # nearly any type on a damaged header
             raise GanMaskError(f"{self.path}: damaged ({error}); prepare the set again") from error
         if self._index.dtype != INDEX or self._index.shape != (self.meta["faces"],):
             raise GanMaskError(f"{self.path / 'index.npy'}: does not fit meta.json; prepare the set again")

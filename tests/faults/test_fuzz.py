@@ -1,0 +1,25 @@
+"""What fuzzing found, and nothing else than GanMaskError for it (fuzz.py goes on searching)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import targets
+
+CORPUS = Path(__file__).parent / "corpus"
+CASES = [(name, path) for name in targets.TARGETS for path in sorted((CORPUS / name).iterdir())]
+
+
+@pytest.mark.parametrize("target, path", CASES, ids=[f"{name}/{path.name}" for name, path in CASES])
+def test_corpus(target: str, path: Path) -> None:
+    targets.TARGETS[target](path.read_bytes())
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_cut_and_changed_seeds(target: str) -> None:
+    """A small part of what the fuzzer does, without it."""
+    for seed in targets.seeds()[target]:
+        for i in range(0, len(seed), max(1, len(seed) // 40)):
+            targets.TARGETS[target](seed[:i])
+            targets.TARGETS[target](seed[:i] + b"\xff" + seed[i + 1 :])
