@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,24 @@ INDEX = np.dtype([
 
 
 class PreparedSet(Dataset[dict[str, Any]]):
-    """The faces of one split (None: all) of a set that data_prep/prepare.py wrote.
+    """The faces of one split or several (None: all) of a set that data_prep/prepare.py wrote.
 
     set[i] -> {"face": float32 (3, S, S) RGB in [0, 1], "landmarks": float32 (68, 2) pixels of the crop,
     "identity": int, "index": i}. set[i, True] is the same face mirrored. Landmarks may lie slightly
     outside of the crop.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None) -> None:
+    def __init__(self, path: str | Path, split: str | Sequence[str] | None = None) -> None:
         self.path, self.split = Path(path), split
-        if split is not None and split not in SPLITS:
-            raise GanMaskError(f"unknown split '{split}'; known: {', '.join(SPLITS)}")
+        chosen_splits = SPLITS if split is None else (split,) if isinstance(split, str) else tuple(split)
+        if unknown := [name for name in chosen_splits if name not in SPLITS]:
+            raise GanMaskError(f"unknown split '{unknown[0]}'; known: {', '.join(SPLITS)}")
         self.meta = _read_meta(self.path)
         self.size, self.margin = int(self.meta["size"]), float(self.meta["margin"])
         self._open()
         splits, identities = np.array(self._index["split"]), np.array(self._index["identity"])
         self._open()  # anew: reading two columns has mapped every page, 290 MB for 500,000 faces
-        chosen = np.arange(len(splits)) if split is None else np.flatnonzero(splits == SPLITS.index(split))
+        chosen = np.flatnonzero(np.isin(splits, [SPLITS.index(name) for name in chosen_splits]))
         self._rows = chosen.astype(np.int64)
         self.identities: np.ndarray = identities[self._rows].astype(np.int64)
 

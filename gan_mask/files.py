@@ -88,6 +88,11 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def digest(text: str) -> str:
+    """SHA-256 of a text, as hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def safe_name(text: str) -> str:
     """`text` as part of a file name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
