@@ -572,12 +572,16 @@ class Validation:
         return torch.cat([torch.cat(list(row[:columns]), 2) for row in rows], 1).cpu()
 
 
+LOGGED, PICTURES = 10_000, 100  # at most, however long the run, so that its logs stay small
+
+
 class Log:
     """Progress bar, log.jsonl, TensorBoard and previews/ of the main process."""
 
     def __init__(self, out: Path, c: TrainConfig, start: int, accelerator: Accelerator) -> None:
         self.main, self.c, self.out = accelerator.is_main_process, c, out
         self.faces_per_step = c.batch_size * c.accumulate * accelerator.num_processes
+        self.every = max(c.log_every, math.ceil(c.steps / LOGGED))
         self.writer: Any = None
         self.last = (time.monotonic(), start)
         if not self.main:
@@ -596,7 +600,7 @@ class Log:
         if not self.main:
             return
         self.bar.update()
-        if step % self.c.log_every and step != self.c.steps:
+        if step % self.every and step != self.c.steps:
             return
         values = {name: term.mean().item() for name, term in terms.items()}
         values["g_norm"], values["d_norm"] = norms
@@ -618,6 +622,8 @@ class Log:
             self.bar.write(f"step {step}: " + ", ".join(f"{k} {v:.1%}" for k, v in values.items()))
 
     def picture(self, step: int, image: Tensor) -> None:
+        if step * PICTURES // self.c.steps == (step - self.c.validate_every) * PICTURES // self.c.steps:
+            return  # this share of the run has its picture
         from PIL import Image
 
         pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()

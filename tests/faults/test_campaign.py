@@ -1,0 +1,22 @@
+"""A short run of the fault campaign; campaign.py --kills 30 is the long one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_killed_commands_end_like_uninterrupted_ones(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(Path(__file__).parent / "campaign.py"),
+        "--out",
+        str(tmp_path / "out"),
+        "--kills",
+        "2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("survived 2 kills") == 3
