@@ -107,7 +107,7 @@ def load(path: Path) -> tuple[Looks, dict[str, np.ndarray]]:
     except (OSError, ValueError, EOFError) as error:
         raise GanMaskError(f"{path}: damaged ({error}); delete it and run the same command again") from error
     seen = Looks(arrays.pop("found"), arrays.pop("found_dlib"))
-    extra = {}
+    extra: dict[str, np.ndarray] = {}
     for key, value in arrays.items():
         kind, name = key.split(" ", 1)
         (extra if kind == "extra" else getattr(seen, kind))[name] = value

@@ -29,6 +29,13 @@ def seen_of(looks: Looks, mates: Mapping[str, np.ndarray]) -> Seen:
     return Seen(looks.found, looks.found_dlib, looks.similarity(mates), looks.mask_logit, looks.face_logit)
 
 
+def measures(embedders: Sequence[str], detectors: Sequence[str]) -> list[str]:
+    """Names of what `outcomes` measures."""
+    joint = ["joint success"] if embedders and detectors else []
+    found = ["face found", "face found dlib"]
+    return [*found, *(f"dodging {e}" for e in embedders), *(f"mask detection {d}" for d in detectors), *joint]
+
+
 def outcomes(
     seen: Seen, clean: Seen, thresholds: Mapping[str, float], embedders: Sequence[str], detectors: Sequence[str]
 ) -> dict[str, np.ndarray]:

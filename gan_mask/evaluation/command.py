@@ -1,0 +1,217 @@
+"""The command line of the evaluation, and the order in which things are done."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gan_mask
+from gan_mask import attacks, files, pretrained, templates
+from gan_mask.data import PreparedSet
+from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import gate, output
+from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
+from gan_mask.evaluation.protocol import choose_others, choose_probes
+from gan_mask.evaluation.report import cost_of, report_of
+from gan_mask.evaluation.run import Experiment, collect, open_folder, work
+from gan_mask.faces import FaceFinder
+from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.surrogates import Surrogates
+
+DEFAULT_METHODS = ["none", "plain", "dm", "generator"]
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m gan_mask.evaluation",
+        description=gan_mask.evaluation.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--data", required=True, help="prepared set (data_prep/prepare.py)")
+    add("--split", nargs="+", default=["test"], help="splits of identities to take probes from (default: test)")
+    known = ", ".join(attacks.METHODS)
+    add("--methods", nargs="+", default=DEFAULT_METHODS, help=f"of {known} (default: all but the optimised)")
+    add("--checkpoint", help="generator: a folder with config.json and model.safetensors, or a run folder of train.py")
+    add("--templates", nargs="+", default=["faces"], help="template names, photos or groups (default: faces)")
+    add("--harmonise", action="store_true", help="give templates the colours of the wearer's lower face first")
+    add("--probes", type=int, default=500, help="most probes (default: 500)")
+    add("--seed", type=int, default=0, help="of every random choice (default: 0)")
+
+    add = parser.add_argument_group("against which networks").add_argument
+    add("--surrogates", "--embedders", nargs="*", default=["dlib"], metavar="EMBEDDER",
+        help="recognisers that the methods may be made against (default: dlib)")  # fmt: skip
+    add("--detectors", nargs="*", default=["classifier"], metavar="DETECTOR",
+        help="mask detectors likewise (default: classifier)")  # fmt: skip
+    add("--held-out", "--held-out-embedders", nargs="*", default=[], metavar="EMBEDDER",
+        help="recognisers that no method and no training ever saw; reported apart")  # fmt: skip
+    add("--held-out-detectors", nargs="*", default=[], metavar="DETECTOR", help="mask detectors likewise")
+
+    add = parser.add_argument_group("thresholds").add_argument
+    add(
+        "--far", type=float, default=1e-3, help="false-accept rate of the headline, and of the attacks (default: 0.001)"
+    )
+    add("--fars", type=float, nargs="*", default=[1e-2], help="further false-accept rates (default: 0.01)")
+    add("--threshold-split", default="train",
+        help="split whose clean impostor pairs give the thresholds; other people than the probes' (default: train)",
+    )  # fmt: skip
+    add("--threshold-faces", type=int, default=2000, help="most faces of that split, at random (default: 2000)")
+    add("--stored-thresholds", action="store_true",
+        help="take the thresholds stored with the networks, for sets with too few impostor pairs")  # fmt: skip
+
+    add = parser.add_argument_group("further measures").add_argument
+    add("--naturalness", action="store_true",
+        help="distance to DM, distances to real faces, realism AUC (needs AlexNet's weights for LPIPS)")  # fmt: skip
+    add("--changed-probes", type=int, default=0,
+        help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip
+    add("--distractors", type=int, default=1000, help="most people in the gallery besides the mate (default: 1000)")
+    add("--pairs", help="file of the LFW protocol (pairs.txt): clean verification accuracy of each recogniser")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--out", required=True, help="folder for index.html, report.json, tables as CSV and the masked faces")
+    add("--cache", help="folder for embeddings of clean faces, to share them among runs (default: OUT/cache/clean)")
+    add("--require", nargs="+", default=[], metavar="LIMIT",
+        help=f"exit with status 1 unless these hold: {gate.GRAMMAR}")  # fmt: skip
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
+    attacks.add_options(parser)
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> None:
+    for option, least in (("probes", 1), ("threshold_faces", 2), ("changed_probes", 0), ("distractors", 1)):
+        if getattr(args, option) < least:
+            name = option.replace("_", "-")
+            raise GanMaskError(f"--{name} must be at least {least}, got {getattr(args, option)}")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
+    both = {*args.surrogates} & {*args.held_out} | {*args.detectors} & {*args.held_out_detectors}
+    if both:
+        raise GanMaskError(f"{', '.join(sorted(both))}: named as surrogate and as held out; it can only be one of them")
+    if wrong := [far for far in (args.far, *args.fars) if not 0 < far < 1]:
+        raise GanMaskError(f"--far and --fars must lie between 0 and 1, got {wrong[0]:g}")
+    if args.naturalness and "dm" not in args.methods:
+        raise GanMaskError("--naturalness compares with the DM result: add dm to --methods")
+    if args.threshold_split in args.split and not args.stored_thresholds:
+        raise GanMaskError(
+            f"--threshold-split {args.threshold_split} has the probes' own people; "
+            "name another split, or take --stored-thresholds"
+        )
+
+
+def check_held_out(generator: Generator | None, held_out: Sequence[str]) -> None:
+    """A network that the generator was trained against is no held-out network."""
+    if generator is None:
+        return
+    known = {Path(name).name for name in generator.config.trained_against}
+    if used := [name for name in held_out if Path(name).name in known]:
+        raise GanMaskError(
+            f"{', '.join(used)}: the generator was trained against it, so it is not held out; "
+            "name it with --surrogates or --detectors"
+        )
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Write OUT; the report, or None in a process that only helps another."""
+    from accelerate import PartialState
+
+    check(args)
+    state = PartialState(cpu=args.device == "cpu")
+    device = str(state.device)
+    args.device = device
+    photos = PreparedSet(args.data, args.split)
+    probes = choose_probes(photos, args.probes, args.seed)
+    generator = load_generator(args.checkpoint, device) if args.checkpoint else None
+    check_held_out(generator, [*args.held_out, *args.held_out_detectors])
+    config = generator.config if generator else GeneratorConfig()
+    sets = {"surrogates": (args.surrogates, args.detectors), "held-out": (args.held_out, args.held_out_detectors)}
+    sets = {title: networks for title, networks in sets.items() if any(networks)}
+    limits = [gate.parse(text, sets, args.methods) for text in args.require]
+    embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
+    detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
+    perceptual = pretrained.load_perceptual(device=device) if args.naturalness else None
+    bank = templates.load_all(args.templates, (config.texture_height, config.texture_width))
+
+    with state.main_process_first():  # the others find the embeddings in the cache
+        clean = Clean(args, photos, probes, embedders)
+    calibration = thresholds_of(args, embedders, clean)
+    headline = {name: c["thresholds"][f"{args.far:g}"] for name, c in calibration.items()}
+    surrogates = Surrogates(
+        [embedders[name] for name in args.surrogates],
+        [headline[name] for name in args.surrogates],
+        [detectors[name] for name in args.detectors],
+    )
+    options = attacks.options_of(args, config.softness)
+    names = list(dict.fromkeys(["none", *args.methods]))
+    methods = {name: attacks.method(name, generator, surrogates, options) for name in names}
+    experiment = Experiment(
+        Path(args.out), photos, probes, methods, bank, args.harmonise, config.softness, embedders, detectors,
+        min(args.changed_probes, len(probes.index)), FaceFinder(device), device,
+    )  # fmt: skip
+    settings = settings_of(args, embedders)
+    if state.is_main_process:
+        open_folder(experiment.out, settings, list(attacks.METHODS))
+    state.wait_for_everyone()
+    work(experiment, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+
+    seen, changed, costs = collect(experiment)
+    report = report_of(args, experiment, sets, calibration, clean, seen, changed)
+    if args.naturalness:
+        from gan_mask.evaluation import naturalness
+
+        others = PreparedSet(args.data, args.threshold_split)
+        index = choose_others(others, args.threshold_faces, args.seed)[: len(probes.index)]
+        report["naturalness"] = naturalness.measure(
+            {name: experiment.paths(name) for name in methods},
+            torch.stack([others.faces(int(i)) for i in index]),
+            torch.stack([photos.landmarks(int(i)) for i in probes.index]),
+            probes.identity,
+            others.identities[index],
+            perceptual,
+            device,
+        )
+    if args.pairs:
+        report["lfw"] = lfw_accuracy(args, embedders)
+    output.write(experiment, report, cost_of(experiment, costs), seen, clean, changed)
+    report["broken"] = [reason for limit in limits for reason in gate.broken(limit, report["rates"], args.far)]
+    return report
+
+
+def settings_of(args: argparse.Namespace, embedders: Mapping[str, Any]) -> dict[str, Any]:
+    """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
+    free = ("out", "cache", "require", "pairs", "naturalness", "distractors", "fars", "device")
+    values = {k: v for k, v in vars(args).items() if k not in free}
+    values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
+    if args.checkpoint:
+        values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
+    values["networks"] = {name: getattr(e, "weights_sha256", name) for name, e in embedders.items()}
+    return values
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
+    try:
+        report = evaluate(args)
+    except (GanMaskError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if report is None:
+        return
+    print(f"\n{report['probes']} probes of {report['identities']} people ({report['split']} split)")
+    for title, by_far in report["rates"].items():
+        print(f"\n{title}, thresholds at FAR {args.far:g}; per cent [95 % interval over identities]")
+        print(output.table(by_far[f"{args.far:g}"]))
+    for note in report["notes"]:
+        print(f"note: {note}")
+    print(f"\nfigures: {Path(args.out) / 'report.json'}   page: {Path(args.out) / 'index.html'}")
+    for reason in report["broken"]:
+        print(f"limit broken: {reason}", file=sys.stderr)
+    if report["broken"]:
+        raise SystemExit(1)

@@ -1,0 +1,95 @@
+"""The files of a report, and the table that the command prints."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gan_mask import files
+from gan_mask.evaluation import looks
+from gan_mask.evaluation.clean import Clean
+from gan_mask.evaluation.intervals import NOTHING, Cell
+from gan_mask.evaluation.looks import Looks
+from gan_mask.evaluation.run import Experiment, strip
+
+
+def write(
+    e: Experiment,
+    report: dict[str, Any],
+    cost: dict[str, Any],
+    looked: Mapping[str, Looks],
+    clean: Clean,
+    changed: Mapping[str, Mapping[str, Looks]],
+) -> None:
+    files.write_json(e.out / "report.json", report)
+    files.write_json(e.out / "cost.json", cost)
+    _write_csv(e.out / "probes.csv", [], _rows(e, looked, clean, len(e.probes.index)))
+    curves = [
+        {"network": n, "method": m, "far": f, "tar": t}
+        for n, methods in report["verification"].items()
+        for m, cells in methods.items()
+        for f, t in zip(cells["roc"]["far"], cells["roc"]["tar"], strict=True)
+    ]
+    _write_csv(e.out / "curves.csv", ["network", "method", "far", "tar"], curves)
+    if changed:
+        by_change = {c: {m: row[c] for m, row in changed.items()} for c in looks.CHANGES}
+        rows = [
+            {"change": c, **row} for c, part in by_change.items() for row in _rows(e, part, clean, e.changed_probes)
+        ]
+        _write_csv(e.out / "robustness.csv", [], rows)
+    with files.replacing(e.out / "strip.png") as temporary:
+        strip({name: e.paths(name) for name in e.methods}).save(temporary, format="PNG")
+
+
+def _rows(e: Experiment, looked: Mapping[str, Looks], clean: Clean, count: int) -> list[dict[str, Any]]:
+    """Tidy: one row per probe, method and network."""
+    rows = []
+    mates = {name: vectors[:count] for name, vectors in clean.mates.items()}
+    for method, s in looked.items():
+        similarity = s.similarity(mates)
+        for i in range(count):
+            head: dict[str, Any] = {
+                "probe": e.photos.source(int(e.probes.index[i])),
+                "mate": e.photos.source(int(e.probes.mate[i])),
+                "identity": e.photos.person(int(e.probes.index[i])),
+                "method": method,
+                "face_found": int(s.found[i]),
+                "face_found_dlib": int(s.found_dlib[i]),
+            }
+            nothing = {"similarity": "", "mask_logit": "", "face_logit": ""}
+            for name, values in similarity.items():
+                rows.append({**head, "network": name, **nothing, "similarity": f"{values[i]:.6f}"})
+            for name, logits in s.mask_logit.items():
+                seen = {"mask_logit": f"{logits[i]:.4f}", "face_logit": f"{s.face_logit[name][i]:.4f}"}
+                rows.append({**head, "network": name, **nothing, **seen})
+    return rows
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = columns or list(rows[0])
+    with files.replacing(path) as temporary:
+        # surrogateescape: file names need not be UTF-8
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
+            writer = csv.DictWriter(f, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def table(results: Mapping[str, Mapping[str, Cell]]) -> str:
+    """A row per measure, a column per method; per cent with interval."""
+    measures = list(dict.fromkeys(measure for row in results.values() for measure in row))
+    width = max(len(measure) for measure in measures) + 2
+    lines = [" " * width + "".join(f"{name:>22}" for name in results)]
+    for measure in measures:
+        cells = [_percent(row.get(measure, NOTHING)) for row in results.values()]
+        lines.append(f"{measure:{width}}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _percent(r: Cell) -> str:
+    if r["rate"] is None:
+        return "-"
+    value, low, high = (100 * float(r[key] or 0) for key in ("rate", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"

@@ -1,0 +1,184 @@
+"""The figures of a report, from looks and clean embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+import gan_mask
+from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import identification, rates, verification
+from gan_mask.evaluation.clean import Clean
+from gan_mask.evaluation.intervals import Cell, interval, of_statistic
+from gan_mask.evaluation.looks import Looks
+from gan_mask.evaluation.protocol import Probes, one_of_each
+from gan_mask.evaluation.run import Experiment
+
+CURVE = 20_000  # impostor scores that equal error rates are computed with, evenly chosen from the sorted ones
+FPIR = 0.01
+
+
+def report_of(
+    args: argparse.Namespace,
+    e: Experiment,
+    sets: rates.Sets,
+    calibration: Mapping[str, dict[str, Any]],
+    clean: Clean,
+    looked: Mapping[str, Looks],
+    changed: Mapping[str, Mapping[str, Looks]],
+) -> dict[str, Any]:
+    """All figures that depend on data, options and seed alone: the same again in a second run."""
+    people = e.probes.identity
+    seen = {name: rates.seen_of(s, clean.mates) for name, s in looked.items()}
+    fars = {far for c in calibration.values() for far in c["thresholds"]}
+    at = {far: {name: c["thresholds"].get(far, np.nan) for name, c in calibration.items()} for far in fars}
+    headline = at[f"{args.far:g}"]
+    title_of = {name: title for title, networks in sets.items() for group in networks for name in group}
+    notes = [f"{n}, FAR {far}: {why}" for n, c in calibration.items() for far, why in c["refused"].items()]
+    report: dict[str, Any] = {
+        "version": gan_mask.__version__,
+        "data": str(args.data),
+        "split": " ".join(args.split),
+        "seed": args.seed,
+        "probes": len(people),
+        "identities": len(set(people)),
+        "far": args.far,
+        "fars": sorted(map(float, fars), reverse=True),
+        "templates": args.templates,
+        "checkpoint": args.checkpoint,
+        "command": {k: v for k, v in vars(args).items() if k not in ("out", "cache", "device")},
+        "embedders": {name: {"set": title_of[name], **c} for name, c in calibration.items()},
+        "detectors": {name: {"set": title_of[name]} for name in e.detectors},
+        "rates": {
+            title: {
+                far: rates.table(seen, at[far], networks, people)
+                for far in sorted(fars, key=float)
+                if all(far in calibration[name]["thresholds"] for name in networks[0])
+            }
+            for title, networks in sets.items()
+        },
+        "transfer": rates.transfer(seen, headline, sets, people),
+        "verification": {},
+        "identification": {},
+    }
+    for name in e.embedders:
+        thresholds = calibration[name]["thresholds"]
+        scores = clean.impostor_scores(name)
+        report["verification"][name] = verify(seen, scores, name, thresholds, people)
+        report["identification"][name], refused = identify(looked, clean, name, e.probes, args.distractors)
+        notes += refused
+    if changed:
+        first = slice(0, e.changed_probes)
+        mates = {name: vectors[first] for name, vectors in clean.mates.items()}
+        clean_seen = {name: s for name, s in _head(looked, e.changed_probes).items()}
+        reference = rates.seen_of(clean_seen["none"], mates)
+        under = {m: {c: rates.seen_of(s, mates) for c, s in row.items()} for m, row in changed.items()}
+        for method, s in clean_seen.items():
+            under[method] = {"unchanged": rates.seen_of(s, mates), **under[method]}
+        report["robustness"] = {
+            title: rates.joint_under(under, reference, headline, networks, people[first])
+            for title, networks in sets.items()
+            if all(networks)
+        }
+        report["robustness_probes"] = e.changed_probes
+    report["notes"] = notes
+    report["pictures"] = {
+        "strip": "strip.png",
+        "faces": {m: [str(p.relative_to(e.out).as_posix()) for p in e.paths(m)] for m in e.methods},
+    }
+    return report
+
+
+def _head(looked: Mapping[str, Looks], count: int) -> dict[str, Looks]:
+    return {
+        name: Looks(
+            s.found[:count],
+            s.found_dlib[:count],
+            *({k: v[:count] for k, v in part.items()} for part in (s.embedding, s.mask_logit, s.face_logit)),
+        )
+        for name, s in looked.items()
+    }
+
+
+def cost_of(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """What depends on the machine: seconds per face, peak memory; and the iterations of optimised methods."""
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if e.device.startswith("cuda"):
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, device {e.device}",
+        "peak_memory_mb": round(memory),  # of the whole evaluation
+        "methods": {
+            name: {
+                "seconds_per_face": float(np.median(c["seconds"])),
+                "iterations": interval(c["iterations"].astype(float), e.probes.identity) if "iterations" in c else None,
+            }
+            for name, c in costs.items()
+        },
+    }
+
+
+def verify(
+    seen: Mapping[str, rates.Seen], impostor: np.ndarray, name: str, at: Mapping[str, float], identities: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """method -> TAR at each FAR, EER, ROC of one recogniser; impostor scores are the clean ones throughout."""
+    few = np.sort(impostor)[np.linspace(0, len(impostor) - 1, min(CURVE, len(impostor))).astype(int)]
+    result: dict[str, dict[str, Any]] = {}
+    for method, s in seen.items():
+        scores = s.similarity[name]
+        cells: dict[str, Any] = {
+            f"TAR at FAR {far}": interval((scores >= value).astype(float), identities) for far, value in at.items()
+        }
+        cells["EER"] = of_statistic(partial(_eer_of_rows, scores, few), identities, draws=200)
+        far, hit = verification.roc(scores, impostor)
+        cells["roc"] = {"far": far.tolist(), "tar": hit.tolist()}
+        result[method] = cells
+    return result
+
+
+def _eer_of_rows(mated: np.ndarray, impostor: np.ndarray, rows: np.ndarray) -> float:
+    return verification.eer(mated[rows], impostor)
+
+
+def identify(
+    seen: Mapping[str, Looks], clean: Clean, name: str, probes: Probes, limit: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Rank-1 and rank-5 among mate and distractors, drops against the baselines, FNIR at FPIR 0.01."""
+    distractors = clean.others[name][one_of_each(clean.identities, limit)]
+    mates = clean.mates[name]
+    own = np.zeros(len(mates), int)
+    notes: list[str] = []
+    hits: dict[str, dict[str, np.ndarray]] = {}
+    for method, s in seen.items():
+        embedding = s.embedding[name]
+        gallery = np.concatenate([(embedding * mates).sum(1)[:, None], embedding @ distractors.T], 1)
+        rank = identification.ranks(gallery, own)
+        hits[method] = {f"rank-{k}": (rank <= k).astype(float) for k in (1, 5)}
+    # Open set: one photo of each person is enrolled, the distractors are the ones who are not.
+    people, first, person = np.unique(probes.identity, return_index=True, return_inverse=True)
+    gallery, enrolled = mates[first], probes.mate[first]
+    try:
+        for method, s in seen.items():
+            similarity = s.embedding[name] @ gallery.T
+            top = np.nan_to_num(similarity.max(1), nan=-np.inf)
+            right = np.nan_to_num(similarity, nan=-np.inf).argmax(1) == person
+            _, at = identification.fnir(top, right, (distractors @ gallery.T).max(1), FPIR)
+            missed = (~(right & (top >= at))).astype(float)
+            hits[method][f"FNIR at FPIR {FPIR:g}"] = np.where(probes.index == enrolled[person], np.nan, missed)
+    except GanMaskError as error:
+        notes.append(f"{name}: {error}; raise --threshold-faces or --distractors")
+    cells: dict[str, dict[str, Cell]] = {}
+    for method, row in hits.items():
+        cells[method] = {measure: interval(values, probes.identity) for measure, values in row.items()}
+        for baseline in rates.BASELINES:
+            if baseline in hits and method not in ("none", *rates.BASELINES):
+                drop = hits[baseline]["rank-1"] - row["rank-1"]
+                cells[method][f"rank-1 drop against {baseline}"] = interval(drop, probes.identity)
+    return {"distractors": len(distractors), "gallery": len(people), "methods": cells}, notes

@@ -1,0 +1,151 @@
+"""One evaluation: masked files are written and looked at, in units that processes share and a killed run keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from gan_mask import attacks, files, masking, templates
+from gan_mask.data import PreparedSet
+from gan_mask.evaluation import looks
+from gan_mask.evaluation.looks import CHANGES, Looks
+from gan_mask.evaluation.protocol import Probes, batches
+from gan_mask.faces import FaceFinder, read_image
+from gan_mask.pretrained.protocol import Detector, Embedder
+
+UNIT = 16  # probes that are masked and looked at together
+
+
+@dataclass
+class Experiment:
+    """Everything that is loaded once."""
+
+    out: Path
+    photos: PreparedSet
+    probes: Probes
+    methods: dict[str, attacks.Method]
+    bank: Tensor  # (N, 3, h, w): probe i wears template i mod N
+    harmonise: bool
+    softness: float
+    embedders: dict[str, Embedder]
+    detectors: dict[str, Detector]
+    changed_probes: int  # the first so many probes are looked at under every change, too
+    finder: FaceFinder
+    device: str
+
+    def units(self) -> list[tuple[str, slice]]:
+        count = len(self.probes.index)
+        starts = range(0, count, UNIT)
+        return [(name, slice(s, min(s + UNIT, count))) for name in self.methods for s in starts]
+
+    def paths(self, method: str, rows: slice | None = None) -> list[Path]:
+        rows = rows or slice(0, len(self.probes.index))
+        return [self.out / "faces" / method / f"{i:05d}.png" for i in range(rows.start, rows.stop)]
+
+    def kept(self, method: str, rows: slice) -> Path:
+        return self.out / "cache" / method / f"{rows.start:05d}.npz"
+
+
+def open_folder(out: Path, settings: Mapping[str, Any], own_faces: Sequence[str]) -> None:
+    """Go on with what an interrupted run of the same settings left in OUT; remove what other settings left."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "cache" / "settings.json"
+    text = json.loads(json.dumps(settings))
+    if not path.is_file() or files.read_json(path) != text:
+        for method in own_faces:
+            for folder in (out / "cache" / method, out / "faces" / method):
+                shutil.rmtree(folder, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, text)
+    files.remove_leftovers(out)
+
+
+def work(e: Experiment, process: int, processes: int) -> None:
+    """Do the units of this process; those that are there already are left as they are."""
+    units = e.units()[process::processes]
+    todo = [unit for unit in units if not e.kept(*unit).is_file()]
+    with tqdm(total=len(units), initial=len(units) - len(todo), unit="batch", disable=True if process else None) as bar:
+        for method, rows in todo:
+            bar.set_description(method)
+            _do(e, method, rows)
+            bar.update()
+
+
+def _do(e: Experiment, method: str, rows: slice) -> None:
+    cost = write_masked(e, method, rows)
+    images = [read_image(path) for path in e.paths(method, rows)]
+    seen = looks.look(images, e.embedders, e.detectors, e.finder, e.device)
+    changed = images[: max(0, e.changed_probes - rows.start)]
+    path = e.kept(method, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for i, change in enumerate(CHANGES.values() if changed else ()):
+        under = looks.look([change(image) for image in changed], e.embedders, e.detectors, e.finder, e.device)
+        looks.save(path.with_suffix(f".{i}.npz"), under, {})
+    looks.save(path, seen, cost)  # last: its presence says that the unit is done
+
+
+@torch.no_grad()
+def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarray]:
+    """One 8-bit PNG per probe; the seconds per face and, of optimised methods, the iterations (B,)."""
+    index = e.probes.index[rows]
+    ((face, landmarks),) = batches(e.photos, index, len(index))
+    face, landmarks = face.to(e.device), landmarks.to(e.device)
+    template = e.bank[torch.arange(rows.start, rows.stop) % len(e.bank)].to(e.device)
+    if e.harmonise:
+        template = templates.harmonise(template, face, landmarks)
+    function = e.methods[method]
+    started = time.perf_counter()
+    texture = function(face, landmarks, template)
+    masked = face if texture is None else masking.wear(face, landmarks, texture, e.softness)
+    pictures = to_8_bit(masked)  # waits for the GPU, too
+    cost = {"seconds": np.full(len(index), (time.perf_counter() - started) / len(index))}
+    if isinstance(function, attacks.Optimised):
+        cost["iterations"] = function.records.pop().iterations.numpy()
+    for path, picture in zip(e.paths(method, rows), pictures, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
+    return cost
+
+
+def to_8_bit(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [0, 1] -> uint8 (B, H, W, 3)."""
+    return (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def collect(e: Experiment) -> tuple[dict[str, Looks], dict[str, dict[str, Looks]], dict[str, dict[str, np.ndarray]]]:
+    """All units together: method -> looks at P files; method -> change -> looks at the first of them; costs (P,)."""
+    seen: dict[str, Looks] = {}
+    changed: dict[str, dict[str, Looks]] = {}
+    costs: dict[str, dict[str, np.ndarray]] = {}
+    for method in e.methods:
+        units = [(e.kept(name, rows), rows) for name, rows in e.units() if name == method]
+        parts = [looks.load(path) for path, _ in units]
+        seen[method] = looks.join([part for part, _ in parts])
+        costs[method] = {key: np.concatenate([extra[key] for _, extra in parts]) for key in parts[0][1]}
+        first = [path for path, rows in units if rows.start < e.changed_probes]
+        if first:
+            changed[method] = {
+                change: looks.join([looks.load(path.with_suffix(f".{i}.npz"))[0] for path in first])
+                for i, change in enumerate(CHANGES)
+            }
+    return seen, changed, costs
+
+
+def strip(paths: Mapping[str, Sequence[Path]], columns: int = 8) -> Image.Image:
+    """A row of the same faces per method."""
+    count = len(next(iter(paths.values())))
+    chosen = np.linspace(0, count - 1, min(columns, count)).astype(int)
+    rows = [np.concatenate([read_image(p[i]) for i in chosen], 1) for p in paths.values()]
+    return Image.fromarray(np.concatenate(rows))
