@@ -16,6 +16,7 @@ import yaml
 from gan_mask.errors import GanMaskError
 
 T = TypeVar("T")
+LARGEST_FILE = 100_000  # bytes of a YAML file
 MOST_ITEMS = 10_000  # of one option
 
 
@@ -71,6 +72,8 @@ def from_values(cls: type[T], values: dict[str, Any]) -> T:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
+        if Path(path).stat().st_size > LARGEST_FILE:
+            raise ValueError(f"larger than {LARGEST_FILE} bytes")
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GanMaskError(f"--config {path}: no such file") from None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gan_mask import weights
 from gan_mask.errors import GanMaskError
+from gan_mask.networks import read_safetensors
 from gan_mask.pretrained.protocol import Frozen
 
 TRUNK = "alexnet_features.safetensors"
@@ -55,7 +56,8 @@ def _trunk() -> dict[str, Tensor]:
             path = weights.find(WHOLE)
         except GanMaskError as error:
             raise GanMaskError(f"{missing} Instead of it: {error}") from None
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    from safetensors.torch import load_file
-
-    return load_file(path)
+        try:
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch.load raises many kinds on a damaged file
+            raise GanMaskError(f"{path}: not AlexNet's weights, or damaged ({error})") from error
+    return read_safetensors(path)

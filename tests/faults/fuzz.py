@@ -27,7 +27,7 @@ def main() -> None:
     for number, data in enumerate(targets.seeds()[args.target]):
         (Path(found) / f"seed-{number}").write_bytes(data)
     kept = Path(__file__).parent / "corpus" / args.target
-    limits = [f"-max_total_time={args.seconds}", "-rss_limit_mb=4000", "-timeout=20", "-max_len=6000"]
+    limits = [f"-max_total_time={args.seconds}", "-rss_limit_mb=4000", "-timeout=60", "-max_len=6000"]
     atheris.Setup([sys.argv[0], *limits, found, *([str(kept)] if kept.is_dir() else [])], targets.TARGETS[args.target])
     atheris.Fuzz()
 

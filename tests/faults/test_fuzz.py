@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import targets
 
+from gan_mask import config
+from gan_mask.errors import GanMaskError
+
 CORPUS = Path(__file__).parent / "corpus"
 CASES = [(name, path) for name in targets.TARGETS for path in sorted((CORPUS / name).iterdir())]
 
@@ -23,3 +26,11 @@ def test_cut_and_changed_seeds(target: str) -> None:
         for i in range(0, len(seed), max(1, len(seed) // 40)):
             targets.TARGETS[target](seed[:i])
             targets.TARGETS[target](seed[:i] + b"\xff" + seed[i + 1 :])
+
+
+@pytest.mark.parametrize("text", ["widths: " + "[" * 2000, "{a: " * 2000, "- " * 2000, "a: &a [*a, *a]\nwidths: *a\n"])
+def test_nested_options(text: str) -> None:
+    targets.options(text.encode())
+    (targets.FOLDER / "large.yaml").write_bytes(b"#" * 200_000)
+    with pytest.raises(GanMaskError, match="larger than 100000 bytes"):
+        config.read_yaml(targets.FOLDER / "large.yaml")
