@@ -1,17 +1,26 @@
-"""The evaluation: its definitions on numbers by hand, its intervals against theory, and one whole run."""
+"""The evaluation: its definitions on numbers by hand, its intervals against theory, and whole runs."""
 
 import csv
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fakes import FakeDetector, FakeEmbedder
 from PIL import Image
 
 from gan_mask import evaluation, masking, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import Seen, choose_probes, outcomes, rate
+from gan_mask.evaluation import command, gate, looks, run
+from gan_mask.evaluation.intervals import interval
+from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
+from gan_mask.evaluation.rates import Seen, outcomes, table
 from gan_mask.networks import Generator
 
 NAN = np.nan
@@ -21,38 +30,43 @@ NAN = np.nan
 
 
 def test_rate_is_the_share_of_the_probes_that_count():
-    result = rate(np.array([1, 0, NAN, 1, NAN, 1.0]), np.array([0, 0, 0, 1, 2, 3]))
+    result = interval(np.array([1, 0, NAN, 1, NAN, 1.0]), np.array([0, 0, 0, 1, 2, 3]))
     assert result["rate"] == 0.75 and result["probes"] == 4
     assert 0 <= result["low"] <= 0.75 <= result["high"] <= 1
 
 
 def test_rate_of_nothing_is_none():
-    assert rate(np.array([NAN, NAN]), np.array([0, 1])) == {"rate": None, "low": None, "high": None, "probes": 0}
+    assert interval(np.array([NAN, NAN]), np.array([0, 1])) == {"rate": None, "low": None, "high": None, "probes": 0}
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_unanimous_probes_leave_no_interval(value):
-    assert rate(np.full(5, value), np.arange(5)) == {"rate": value, "low": value, "high": value, "probes": 5}
+    assert interval(np.full(5, value), np.arange(5)) == {"rate": value, "low": value, "high": value, "probes": 5}
 
 
 def test_one_identity_has_nothing_to_vary():
-    assert rate(np.array([1, 0, 0, 0.0]), np.zeros(4, int)) == {"rate": 0.25, "low": 0.25, "high": 0.25, "probes": 4}
+    assert interval(np.array([1, 0, 0, 0.0]), np.zeros(4, int)) == {
+        "rate": 0.25,
+        "low": 0.25,
+        "high": 0.25,
+        "probes": 4,
+    }
 
 
 def test_interval_is_the_binomial_one_and_photos_of_one_person_do_not_narrow_it():
     values = (np.arange(400) % 10 < 3).astype(float)
-    once = rate(values, np.arange(400))
+    once = interval(values, np.arange(400))
     half = 1.96 * (0.3 * 0.7 / 400) ** 0.5
     assert once["low"] == pytest.approx(0.3 - half, abs=0.006) and once["high"] == pytest.approx(0.3 + half, abs=0.006)
-    tenfold = rate(np.repeat(values, 10), np.repeat(np.arange(400), 10))
+    tenfold = interval(np.repeat(values, 10), np.repeat(np.arange(400), 10))
     assert [tenfold[k] for k in ("rate", "low", "high")] == pytest.approx([once[k] for k in ("rate", "low", "high")])
-    as_if_strangers = rate(np.repeat(values, 10), np.arange(4000))
+    as_if_strangers = interval(np.repeat(values, 10), np.arange(4000))
     assert as_if_strangers["high"] - as_if_strangers["low"] < 0.5 * (tenfold["high"] - tenfold["low"])
 
 
 def test_rate_does_not_depend_on_a_random_state():
     values, people = np.random.default_rng(1).random(50), np.arange(50) // 2
-    assert rate(values, people) == rate(values, people)
+    assert interval(values, people) == interval(values, people)
 
 
 # ---------------------------------------------------------------------------------------- definitions
@@ -60,7 +74,7 @@ def test_rate_does_not_depend_on_a_random_state():
 
 def seen(found: list[int], similarity: dict, mask: list[float], face: list[float]) -> Seen:
     cosines = {name: np.array(values) for name, values in similarity.items()}
-    return Seen(np.array(found, bool), cosines, {"d": np.array(mask)}, {"d": np.array(face)})
+    return Seen(np.array(found, bool), np.ones(len(found), bool), cosines, {"d": np.array(mask)}, {"d": np.array(face)})
 
 
 # Of six probes: 0 evades everything; 1 is recognised; 2 is reported as masked; 3 is lost by MTCNN;
@@ -73,6 +87,7 @@ def test_definitions():
     result = outcomes(WORN, CLEAN, {"a": 0.5}, ["a"], ["d"])
     expected = {
         "face found": [1, 1, 1, 0, 1, 1],
+        "face found dlib": [1] * 6,
         "dodging a": [1, 0, 1, 0, 1, NAN],  # a lost face is not a dodged one
         "mask detection d": [0, 0, 1, NAN, 0, 0],  # of the faces found
         "joint success": [1, 0, 0, 0, 0, NAN],
@@ -164,34 +179,117 @@ def test_nobody_with_two_photos_is_an_error(names):
         choose_probes(People(names), 10, 0)
 
 
-# ---------------------------------------------------------------------------------------- a whole run
+# ---------------------------------------------------------------------------------------- net, gate, LFW
 
 
-@pytest.fixture
-def evaluated(fakes, prepared, tmp_path, capsys):
-    out = tmp_path / "report"
-    evaluation.main(
-        ["--data", str(prepared), "--out", str(out), "--methods", "plain", "dm", "--embedders", "fake"]
-        + ["--detectors", "fake", "--templates", "face-001", "cloth-dots"]
+def test_net_dodging_is_what_a_benign_mask_did_not_do_already():
+    plain = seen([1] * 6, {"a": [0.2, 0.8, 0.8, 0.8, 0.8, 0.8]}, [-1] * 6, [1] * 6)
+    attack = seen([1] * 6, {"a": [0.2, 0.2, 0.2, 0.8, 0.8, 0.1]}, [-1] * 6, [1] * 6)
+    cells = table({"none": CLEAN, "plain": plain, "mf2m": attack}, {"a": 0.5}, (["a"], ["d"]), np.arange(6))
+    assert cells["mf2m"]["dodging a"]["rate"] == pytest.approx(3 / 5)
+    assert cells["mf2m"]["dodging a net of plain"]["rate"] == pytest.approx(2 / 5)
+    assert "dodging a net of plain" not in cells["plain"] and "dodging a net of dm" not in cells["mf2m"]
+
+
+SETS = {"surrogates": (["a"], ["d"]), "held-out": (["b"], ["e"])}
+
+
+def cell(rate: float) -> dict:
+    return {"rate": rate, "low": rate - 0.1, "high": rate + 0.1, "probes": 10}
+
+
+MEASURED = {
+    title: {"0.001": {m: {"joint success": cell(rate), f"dodging {e}": cell(rate)} for m, rate in row.items()}}
+    for title, e, row in (
+        ("surrogates", "a", {"none": 0.0, "dm": 0.5, "mf2m": 0.9, "generator": 0.8}),
+        ("held-out", "b", {"none": 0.0, "dm": 0.4, "mf2m": 0.3, "generator": 0.03}),
     )
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("joint_success<=0.05", ["held-out/mf2m"]),  # held-out by default; dm is no attack
+        ("joint_success<=0.3", []),
+        ("surrogates/joint success <= 0.85", ["surrogates/mf2m"]),
+        ("surrogates/generator/joint_success<0.8", ["surrogates/generator"]),
+        ("dm/joint_success<=0.1", ["held-out/dm"]),
+        ("held-out/dodging_b>=0.2", ["held-out/generator"]),
+    ],
+)
+def test_limits(text, broken):
+    reasons = gate.broken(gate.parse(text, SETS, ["dm", "mf2m", "generator"]), MEASURED, 0.001)
+    assert [reason.split(": ")[1].split(" has ")[0] for reason in reasons] == broken
+    assert all(reason.startswith(text) and "[" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("joint_success", "MEASURE<=VALUE"),
+        ("joint_success<=low", "no number"),
+        ("joint<=1", "joint_success"),
+        ("a<=", "not measured"),
+    ],
+)
+def test_a_limit_that_means_nothing_is_refused_before_the_work(text, remedy):
+    with pytest.raises(GanMaskError, match=remedy):
+        gate.parse(text, SETS, ["mf2m"])
+    with pytest.raises(GanMaskError, match="no attack"):
+        gate.parse("joint_success<=1", SETS, ["dm"])
+
+
+class Named(People):
+    def source(self, i: int) -> str:
+        return f"lfw/x/{self.names[i].upper()}_Lee_000{1 + self.names[:i].count(self.names[i])}.jpg"
+
+
+def test_lfw_pairs_are_read_by_fold(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text("2 1\nA_Lee\t1\t2\nA_Lee\t1\tB_Lee\t1\nB_Lee\t1\t2\nC_Lee\t1\tB_Lee\t2\n")
+    pairs = lfw_pairs(path, Named("abab"))
+    assert pairs.same.tolist() == [True, False, True] and pairs.fold.tolist() == [0, 0, 1] and pairs.missing == 1
+    assert pairs.a.tolist() == [0, 0, 1] and pairs.b.tolist() == [2, 1, 3]
+    for text, what in [("2 1\nA_Lee 1\n", "line 2"), ("", "not a file of LFW pairs"), ("x\n", "not a file")]:
+        path.write_text(text)
+        with pytest.raises(GanMaskError, match=what):
+            lfw_pairs(path, Named("ab"))
+
+
+# ---------------------------------------------------------------------------------------- whole runs
+
+USUAL = ["--embedders", "fake", "--detectors", "fake", "--stored-thresholds", "--templates", "face-001", "cloth-dots"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(prepared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluated") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        for known, fake in ((pretrained.EMBEDDERS, FakeEmbedder), (pretrained.DETECTORS, FakeDetector)):
+            patch.setitem(known, "fake", lambda name, fake=fake: fake())
+        options = ["--methods", "plain", "dm", "advnoise-dm", "--steps", "2", "--changed-probes", "3"]
+        evaluation.main(["--data", str(prepared), "--out", str(out), *USUAL, *options])
     report = json.loads((out / "report.json").read_text())
     with open(out / "probes.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    return out, report, rows, capsys.readouterr().out
+    return out, report, rows
 
 
 def test_a_whole_run(evaluated, prepared):
-    out, report, rows, printed = evaluated
+    out, report, rows = evaluated
     photos = PreparedSet(prepared, "test")
     probes = choose_probes(photos, 500, 0)
     count = len(probes.index)
     assert (report["probes"], report["identities"], report["split"]) == (count, count // 3, "test")
-    assert report["thresholds"] == {"fake": 0.9} and report["far"] == 0.001
-    assert list(report["results"]) == ["surrogates"]
-    results = report["results"]["surrogates"]
-    assert list(results) == ["none", "plain", "dm"] == list(report["seconds_per_face"])  # none is the reference
-    assert all(f"\n{name} " in printed for name in results) and "95 %" in printed
-    assert len(rows) == 3 * count * 2  # methods x probes x (embedder and detector)
+    assert report["embedders"]["fake"]["thresholds"] == {"0.01": 0.9, "0.001": 0.9}
+    assert list(report["rates"]) == ["surrogates"] and set(report["rates"]["surrogates"]) == {"0.01", "0.001"}
+    results = report["rates"]["surrogates"]["0.001"]
+    assert list(results) == ["none", "plain", "dm", "advnoise-dm"]  # none is the reference
+    assert len(rows) == 4 * count * 2  # methods x probes x (embedder and detector)
+    cost = json.loads((out / "cost.json").read_text())
+    assert cost["methods"]["advnoise-dm"]["iterations"]["rate"] <= 2 and cost["methods"]["dm"]["iterations"] is None
+    assert set(report["robustness"]["surrogates"]["dm"]) == {"unchanged", *looks.CHANGES}
 
     # The files: the clean probe as it is, and masked ones that differ from it inside of the mask alone.
     for i in range(count):
@@ -203,18 +301,18 @@ def test_a_whole_run(evaluated, prepared):
         for name in ("plain", "dm"):
             assert np.array_equal(faces[name][~region], clean[~region])
             assert np.abs(faces[name][region].astype(int) - clean[region]).mean() > 4
-    assert Image.open(out / "strip.png").size == (8 * 64, 3 * 64)
+    assert Image.open(out / "strip.png").size == (8 * 64, 4 * 64)
     assert not list(out.rglob("*.tmp"))
 
 
 def test_report_follows_from_the_table_of_probes(evaluated):
     """The rates once more, in plain Python, from probes.csv."""
-    _, report, rows, _ = evaluated
+    _, report, rows = evaluated
     by = {(r["method"], r["probe"], "similarity" if r["similarity"] else "logits"): r for r in rows}
     probes = sorted({r["probe"] for r in rows})
     for r in rows:
         assert r["probe"] != r["mate"] and r["probe"].split("/")[0] == r["identity"] == r["mate"].split("/")[0]
-    for method, measured in report["results"]["surrogates"].items():
+    for method, measured in report["rates"]["surrogates"]["0.001"].items():
         found, dodged, masked, joint = [], [], [], []
         for probe in probes:
             face, logits = by[method, probe, "similarity"], by[method, probe, "logits"]
@@ -237,47 +335,125 @@ def test_report_follows_from_the_table_of_probes(evaluated):
                 assert cell["low"] <= cell["rate"] <= cell["high"]
 
 
+def settle(report: dict) -> dict:
+    return {k: v for k, v in report.items() if k != "command"}
+
+
+def test_the_same_command_again_goes_on_and_ends_with_the_same_report(
+    evaluated, fakes, prepared, tmp_path, monkeypatch
+):
+    out = tmp_path / "report"
+    options = ["--data", str(prepared), "--out", str(out), *USUAL]
+    options += ["--methods", "plain", "dm", "advnoise-dm", "--steps", "2", "--changed-probes", "3"]
+    real, calls = run._do, []
+
+    def interrupted(e, method, rows):
+        calls.append(method)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(e, method, rows)
+
+    monkeypatch.setattr(run, "_do", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.main(options)
+    assert not (out / "report.json").exists()
+    (out / "faces" / "dm" / "stale.png").parent.mkdir(parents=True, exist_ok=True)
+    evaluation.main(options)
+    assert calls == ["none", "plain", "dm", "dm", "advnoise-dm"]  # what was done is not done again
+    assert json.loads((out / "report.json").read_text()) == evaluated[1]
+    assert (out / "probes.csv").read_bytes() == (evaluated[0] / "probes.csv").read_bytes()
+    evaluation.main([*options, "--probes", "4"])  # other settings: nothing is mixed up with what lies there
+    assert len(calls) == 9 and len(list((out / "faces" / "dm").iterdir())) == 4
+
+
+LAUNCH = """
+import sys
+sys.path[:0] = [{repository!r}, {tests!r}]
+from fakes import FakeDetector, FakeEmbedder
+from gan_mask import pretrained
+from gan_mask.evaluation import main, run
+pretrained.EMBEDDERS["fake"] = lambda name: FakeEmbedder()
+pretrained.DETECTORS["fake"] = lambda name: FakeDetector()
+run.UNIT = 4
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_report_the_same(prepared, tmp_path):
+    script = tmp_path / "evaluate.py"
+    repository = Path(__file__).parent.parent
+    script.write_text(LAUNCH.format(repository=str(repository), tests=str(repository / "tests")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = ["--data", str(prepared), *USUAL, "--methods", "dm"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    for launcher, out in (([sys.executable], "one"), (two, "two")):
+        done = subprocess.run(
+            [*launcher, str(script), *options, "--out", str(tmp_path / out)],
+            env=environment, cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two_ = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("one", "two"))
+    assert one == two_
+    assert len(list((tmp_path / "two" / "cache" / "dm").iterdir())) > 1  # there was something to share
+
+
+def test_thresholds_come_from_impostor_pairs_of_other_people(fakes, prepared, tmp_path, capsys):
+    options = ["--data", str(prepared), "--out", str(tmp_path), "--methods", "dm", *USUAL]
+    options.remove("--stored-thresholds")
+    # 36 faces of 12 people: 36 * 35 / 2 - 12 * 3 = 594 pairs, too few for FAR 0.001.
+    message = error(capsys, *options)
+    assert "594" in message and "10000" in message and "--stored-thresholds" in message
+    evaluation.main([*options, "--far", "0.05", "--fars", "0.02", "0.001"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    found = report["embedders"]["fake"]
+    assert set(found["thresholds"]) == {"0.05", "0.02"} and found["impostor_pairs"] == 594
+    assert "594" in found["refused"]["0.001"] and "FAR 0.001" in report["notes"][0]
+    photos = PreparedSet(prepared, "train")
+    items = [photos[i] for i in range(len(photos))]
+    vectors = pretrained.load_embedder("fake")(torch.stack([i["face"] for i in items]), torch.zeros(36, 68, 2)).numpy()
+    scores = [vectors[i] @ vectors[j] for i in range(36) for j in range(i) if i // 3 != j // 3]
+    accepted = (np.array(scores) >= found["thresholds"]["0.05"]).mean()
+    assert 0.04 <= accepted <= 0.05
+    assert "--threshold-split test" in error(capsys, *options, "--threshold-split", "test")
+
+
 def test_held_out_networks_are_reported_apart(fakes, prepared, tmp_path, monkeypatch):
     monkeypatch.setitem(pretrained.EMBEDDERS, "other", pretrained.EMBEDDERS["fake"])
     evaluation.main(
-        ["--data", str(prepared), "--out", str(tmp_path), "--methods", "none", "--embedders", "fake", "--detectors"]
-        + ["--held-out-embedders", "other", "--probes", "2"]
+        ["--data", str(prepared), "--out", str(tmp_path), "--methods", "none", "--surrogates", "fake", "--detectors"]
+        + ["--held-out", "other", "--probes", "2", "--stored-thresholds"]
     )
-    results = json.loads((tmp_path / "report.json").read_text())["results"]
+    results = json.loads((tmp_path / "report.json").read_text())["rates"]
     assert list(results) == ["surrogates", "held-out"]
-    assert list(results["surrogates"]["none"]) == ["face found", "dodging fake"]
-    assert list(results["held-out"]["none"]) == ["face found", "dodging other"]
-
-
-def test_a_second_look_at_the_same_files_sees_the_same(fakes, prepared, tmp_path):
-    options = [
-        "--data",
-        str(prepared),
-        "--methods",
-        "dm",
-        "--embedders",
-        "fake",
-        "--detectors",
-        "fake",
-        "--probes",
-        "3",
-    ]
-    reports = []
-    for name in ("a", "b"):
-        evaluation.main([*options, "--out", str(tmp_path / name)])
-        reports.append(json.loads((tmp_path / name / "report.json").read_text())["results"])
-    assert reports[0] == reports[1]
+    assert list(results["surrogates"]["0.001"]["none"]) == ["face found", "face found dlib", "dodging fake"]
+    assert list(results["held-out"]["0.001"]["none"]) == ["face found", "face found dlib", "dodging other"]
 
 
 def test_write_masked_saves_what_the_method_painted(prepared, tmp_path):
     photos = PreparedSet(prepared, "val")
     probes = choose_probes(photos, 3, 0)
     bank = torch.stack([torch.full((3, 24, 32), grey) for grey in (0.2, 0.6)])
-    paths, seconds = evaluation.write_masked(lambda f, p, t: t, photos, probes, bank, 0.0, tmp_path / "dm", "cpu")
-    assert seconds > 0
-    for i, path in enumerate(paths):  # probe i wears template i mod N
+    e = run.Experiment(
+        tmp_path, photos, probes, {"dm": lambda f, p, t: t}, bank, False, 0.0, {}, {}, 0, None, "cpu"
+    )  # fmt: skip
+    cost = run.write_masked(e, "dm", slice(0, 3))
+    assert (cost["seconds"] > 0).all()
+    for i, path in enumerate(e.paths("dm")):  # probe i wears template i mod N
         region = masking.region(photos.landmarks(int(probes.index[i]))[None], photos.size, photos.size)[0, 0] > 0
         assert (np.asarray(Image.open(path))[region.numpy()] == round((0.2, 0.6)[i % 2] * 255)).all()
+
+
+def test_limits_decide_the_exit_status(fakes, prepared, tmp_path, capsys):
+    options = ["--data", str(prepared), "--out", str(tmp_path), *USUAL, "--methods", "advnoise-dm", "--steps", "1"]
+    evaluation.main([*options, "--probes", "3", "--require", "face_found>=0"])
+    with pytest.raises(SystemExit) as caught:
+        evaluation.main([*options, "--probes", "3", "--require", "face_found<0"])
+    assert caught.value.code == 1
+    assert "limit broken: face_found<0: surrogates/advnoise-dm has" in capsys.readouterr().err
 
 
 def error(capsys, *arguments: str) -> str:
@@ -290,7 +466,7 @@ def error(capsys, *arguments: str) -> str:
 
 
 def test_errors_name_option_and_remedy(fakes, prepared, tmp_path, capsys):
-    usual = ["--data", str(prepared), "--out", str(tmp_path / "out"), "--embedders", "fake", "--detectors", "fake"]
+    usual = ["--data", str(prepared), "--out", str(tmp_path / "out"), *USUAL]
     assert "prepare.py" in error(capsys, "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
     assert "unknown split 'tset'; known: train, val, test" in error(capsys, *usual, "--split", "tset")
     assert "arcfce" in error(capsys, *usual[:4], "--embedders", "arcfce")
@@ -299,8 +475,8 @@ def test_errors_name_option_and_remedy(fakes, prepared, tmp_path, capsys):
     assert "nowhere" in error(capsys, *usual, "--checkpoint", str(tmp_path / "nowhere"))
     assert "face-999" in error(capsys, *usual, "--methods", "dm", "--templates", "face-999")
     assert "--probes must be at least 1" in error(capsys, *usual, "--methods", "dm", "--probes", "0")
-    assert "add dm" in error(capsys, *usual, "--methods", "plain", "--lpips")
-    message = error(capsys, *usual, "--methods", "dm", "--held-out-embedders", "fake")
+    assert "add dm" in error(capsys, *usual, "--methods", "plain", "--naturalness")
+    message = error(capsys, *usual, "--methods", "dm", "--held-out", "fake")
     assert "fake: named as surrogate and as held out" in message
     (tmp_path / "file").write_text("in the way")
     assert "file" in error(capsys, *usual[:2], "--out", str(tmp_path / "file"), *usual[4:], "--methods", "dm")
@@ -313,6 +489,6 @@ def test_a_machine_without_cuda_says_so(fakes, prepared, tmp_path, capsys, monke
 
 def test_a_network_trained_against_is_not_held_out():
     generator = Generator(widths=(8, 16), trained_against=("dlib", "onnx:configs/networks/mobileface.json"))
-    evaluation.check_held_out(generator, ["onnx:elsewhere/mobilefacenet_casia.json"])
+    command.check_held_out(generator, ["onnx:elsewhere/mobilefacenet_casia.json"])
     with pytest.raises(GanMaskError, match="mobileface.json: the generator was trained against it"):
-        evaluation.check_held_out(generator, ["onnx:elsewhere/mobileface.json"])
+        command.check_held_out(generator, ["onnx:elsewhere/mobileface.json"])

@@ -28,7 +28,7 @@ def parse(text: str, sets: Sets, methods: Sequence[str]) -> Limit:
 
     Without a set the held-out one is meant if there is one. Raises GanMaskError with the grammar or the known names.
     """
-    match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|<|>)\s*([0-9.eE+-]+)\s*", text)
+    match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|<|>)\s*(\S+)\s*", text)
     if not match:
         raise GanMaskError(f"--require {text!r}: expected {GRAMMAR}")
     left, sign, number = match.groups()
