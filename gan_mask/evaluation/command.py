@@ -14,7 +14,7 @@ import gan_mask
 from gan_mask import attacks, files, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import gate, output
+from gan_mask.evaluation import gate, output, page
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.protocol import choose_others, choose_probes
 from gan_mask.evaluation.report import cost_of, report_of
@@ -163,7 +163,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
 
     seen, changed, costs = collect(experiment)
     report = report_of(args, experiment, sets, calibration, clean, seen, changed)
-    if args.naturalness:
+    if perceptual:
         from gan_mask.evaluation import naturalness
 
         others = PreparedSet(args.data, args.threshold_split)
@@ -179,7 +179,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         )
     if args.pairs:
         report["lfw"] = lfw_accuracy(args, embedders)
-    output.write(experiment, report, cost_of(experiment, costs), seen, clean, changed)
+    cost = cost_of(experiment, costs)
+    output.write(experiment, report, cost, seen, clean, changed)
+    page.write(report, cost, experiment.out)
     report["broken"] = [reason for limit in limits for reason in gate.broken(limit, report["rates"], args.far)]
     return report
 
@@ -202,6 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (GanMaskError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
     if report is None:
         return
     print(f"\n{report['probes']} probes of {report['identities']} people ({report['split']} split)")
