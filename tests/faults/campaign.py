@@ -1,4 +1,4 @@
-"""Kill prepare, train and sample at random moments, run the same command again, compare with an uninterrupted run.
+"""Kill prepare, train, sample and evaluate at random moments, run the same command again, compare the results.
 
     python tests/faults/campaign.py --out DIR --kills 30
 
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import numpy as np
 
 Content = dict[str, Any]
 
@@ -56,7 +57,10 @@ def content(command: str, out: Path) -> Content:
             found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
         elif name == "train.json":
             found[name] = {k: v for k, v in json.loads(data).items() if k != "out"}
-        elif name != ".sample.jsonl":  # seconds and times of change
+        elif name.startswith("cache/") and name.endswith(".npz"):  # looks at masked files, and the time it took
+            with np.load(path, allow_pickle=False) as arrays:
+                found[name] = {k: v.tobytes() for k, v in arrays.items() if k != "seconds"}
+        elif name not in (".sample.jsonl", "cost.json"):  # seconds and times of change
             found[name] = hashlib.sha256(data).hexdigest()
     return found
 

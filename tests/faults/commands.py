@@ -25,17 +25,24 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 from fakes import FakeDetector, FakeEmbedder  # noqa: E402
 
 from gan_mask import prepare, pretrained, sampling, training  # noqa: E402
+from gan_mask.evaluation import command as evaluation  # noqa: E402
+from gan_mask.evaluation import run as evaluation_run  # noqa: E402
 from gan_mask.faces import FaceFinder  # noqa: E402
 
 pretrained.EMBEDDERS["fake"] = lambda name: FakeEmbedder()  # type: ignore[assignment,return-value]
 pretrained.DETECTORS["fake"] = lambda name: FakeDetector()  # type: ignore[assignment,return-value]
 prepare.CHUNK = 2
+evaluation_run.UNIT = 2
 
 FAKES = "--embedders fake --detectors fake".split()
 TRAIN = (
     "--widths 8 16 --discriminator_width 8 --batch_size 4 --workers 0 --warmup 1 --templates face-001 plain-white "
-    "--steps 24 --log_every 1 --validate_every 8 --save_every 2 --validation_faces 4 --r1_every 4"
+    "--steps 16 --log_every 1 --validate_every 8 --save_every 2 --validation_faces 4 --r1_every 4"
 ).split()
+
+EVALUATE = (
+    "--split val --methods plain dm --templates face-001 --stored-thresholds --probes 6 --changed-probes 2".split()
+)
 
 
 def arguments(command: str, photos: Path, data: Path, out: Path) -> list[str]:
@@ -43,18 +50,19 @@ def arguments(command: str, photos: Path, data: Path, out: Path) -> list[str]:
         "prepare": [str(photos), str(out), "--size", "96", "--workers", "1"],
         "train": ["--data", str(data), "--out", str(out), *FAKES, *TRAIN],
         "sample": ["--faces", str(photos), "--out", str(out), *FAKES, "--method", "dm", "--batch-size", "2"],
+        "evaluate": ["--data", str(data), "--out", str(out), *FAKES, *EVALUATE],
     }[command]
 
 
-MAINS = {"prepare": prepare.main, "train": training.main, "sample": sampling.main}
+MAINS = {"prepare": prepare.main, "train": training.main, "sample": sampling.main, "evaluate": evaluation.main}
 
 
 def load_once() -> None:
     """Load the face finders' files once for all forks: what is interrupted is the work, not the loading."""
     shared: Any = functools.cache(FaceFinder)
     shared.SMALLEST = FaceFinder.SMALLEST
-    prepare.FaceFinder = sampling.FaceFinder = shared  # type: ignore[misc]
-    shared("cpu", 0.9, 40), shared("cpu", 0.9)
+    prepare.FaceFinder = sampling.FaceFinder = evaluation.FaceFinder = shared  # type: ignore[misc]
+    shared("cpu", 0.9, 40), shared("cpu", 0.9), shared("cpu")
 
 
 class Fork:

@@ -22,7 +22,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage, read_image
 from gan_mask.prepare import Source
 
-COUNT = int(os.environ.get("GAN_MASK_FAULTS", "48"))
+COUNT = int(os.environ.get("GAN_MASK_FAULTS", "32"))
 LIMIT = 3_000_000_000  # bytes: the commands' data segment, and what they may ever have resident
 SECONDS = 600
 
