@@ -54,12 +54,12 @@ def content(command: str, out: Path) -> Content:
             found[name] = [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
         elif name == "results.csv":
             rows = csv.DictReader(io.StringIO(data.decode()))
-            found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+            found[name] = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
         elif name == "train.json":
             found[name] = {k: v for k, v in json.loads(data).items() if k != "out"}
         elif name.startswith("cache/") and name.endswith(".npz"):  # looks at masked files, and the time it took
             with np.load(path, allow_pickle=False) as arrays:
-                found[name] = {k: v.tobytes() for k, v in arrays.items() if k != "seconds"}
+                found[name] = {k: v.tobytes() for k, v in arrays.items() if not k.endswith("seconds")}
         elif name not in (".sample.jsonl", "cost.json"):  # seconds and times of change
             found[name] = hashlib.sha256(data).hexdigest()
     return found
