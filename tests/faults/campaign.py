@@ -60,7 +60,9 @@ def content(command: str, out: Path) -> Content:
         elif name.startswith("cache/") and name.endswith(".npz"):  # looks at masked files, and the time it took
             with np.load(path, allow_pickle=False) as arrays:
                 found[name] = {k: v.tobytes() for k, v in arrays.items() if not k.endswith("seconds")}
-        elif name not in (".sample.jsonl", "cost.json"):  # seconds and times of change
+        elif name in (".sample.jsonl", "cost.json", "index.html"):  # they show seconds and memory
+            found[name] = "is there"
+        else:
             found[name] = hashlib.sha256(data).hexdigest()
     return found
 
