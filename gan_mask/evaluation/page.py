@@ -1,9 +1,9 @@
-"""index.html of a report: one file that needs nothing outside of itself."""
+"""index.html of a report: one file that needs nothing outside of itself, and no script."""
 
 from __future__ import annotations
 
-import base64
 import io
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,69 +12,62 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gan_mask import files
+from gan_mask import html
 from gan_mask.evaluation.intervals import Cell
 from gan_mask.evaluation.rates import BASELINES
 
-TEMPLATES = Path(__file__).parent.parent / "assets" / "page"
 FACES = 8  # columns of the picture
-SIDE = 112  # pixels of a face in it
+SIDE = 144  # pixels of a face in it
+BENIGN = ("none", *BASELINES)
+INK = "#010203"  # in plots; becomes the page's own colour of text, be it light or dark
 # Okabe & Ito's colours, which colour-blind readers tell apart; greys for what is benign.
 COLOURS = {
-    "none": "#999999", "plain": "#666666", "dm": "#000000",
+    "none": "#9aa0a6", "plain": "#7a828a", "dm": "currentColor",
     "advnoise-dm": "#d55e00", "mf2m": "#0072b2", "generator": "#009e73",
 }  # fmt: skip
+OTHER = "#cc79a7"
 
 
 def write(report: Mapping[str, Any], cost: Mapping[str, Any], out: Path) -> None:
     """OUT/index.html. The same report gives the same bytes; any part of the report may be absent."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "short": short, "shade": shade}
     far = f"{report['far']:g}"
-    html = environment.get_template("report.html").render(
+    rates = {title: by_far[far] for title, by_far in report["rates"].items()}
+    verification = report.get("verification", {})
+    html.write(
+        out / "index.html",
+        "report.html",
+        {"figure": figure, "short": short, "shade": shade},
         report=report,
         cost=cost,
         far=far,
-        methods=list(next(iter(report["rates"].values()))[far]),
-        baselines=("none", *BASELINES),
+        methods=list(dict.fromkeys(method for table in rates.values() for method in table)),
+        baselines=BENIGN,
         colours=COLOURS,
+        other_colour=OTHER,
+        measures=measures,
         faces=_faces(report, out),
-        joint={title: _joint(by_far[far]) for title, by_far in report["rates"].items() if _has_joint(by_far[far])},
-        curves={name: _curves(methods) for name, methods in report.get("verification", {}).items()},
-        scatter=_scatters(report, far),
+        curves={
+            name: {"ROC": _roc(cells, report["fars"], f"roc{i}"), "DET": _det(cells, report["fars"], f"det{i}")}
+            for i, (name, cells) in enumerate(verification.items())
+        },
+        robustness={
+            title: _robustness(rows, f"changes{i}")
+            for i, (title, rows) in enumerate(report.get("robustness", {}).items())
+        },
+        scatter=_scatters(report.get("naturalness", {}), rates),
         command=_command(report["command"]),
     )
-    files.write_text(out / "index.html", html)
 
 
 # ------------------------------------------------------------------------------------------- text
 
 
-def percent(cell: Cell) -> str:
-    """12.3 [10.1, 14.5], or a dash where no probe counts."""
-    return _shown(cell, 100, 1)
-
-
-def number(cell: Cell) -> str:
-    """As measured, with interval if there is one."""
-    return _shown(cell, 1, 3)
-
-
-def _shown(cell: Cell, factor: float, digits: int) -> str:
-    if cell["rate"] is None:
-        return "–"
-    value = f"{factor * cell['rate']:.{digits}f}"
-    if cell["low"] is None or cell["high"] is None:
-        return value
-    return f"{value} [{factor * cell['low']:.{digits}f}, {factor * cell['high']:.{digits}f}]"
+def figure(value: float, form: str) -> str:
+    """0.123 as "percent": 12.3; as "number": 0.123, three digits that count."""
+    if form == "percent":
+        return f"{100 * value:.1f}".replace("-", "−")
+    digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
+    return f"{value:.{min(digits, 5)}f}".replace("-", "−")
 
 
 def short(text: str) -> str:
@@ -85,7 +78,13 @@ def short(text: str) -> str:
 
 def shade(cell: Cell) -> str:
     """Background of a table's cell: the more, the more orange."""
-    return "" if cell["rate"] is None else f"background: rgba(213, 94, 0, {0.6 * max(0.0, float(cell['rate'])):.2f})"
+    return "" if cell["rate"] is None else f"background: rgba(230, 120, 20, {0.55 * max(0.0, float(cell['rate'])):.2f})"
+
+
+def measures(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Columns of a table, the headline first."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row if name != "roc"))
+    return sorted(names, key=lambda name: name != "joint success")
 
 
 def _command(options: Mapping[str, Any]) -> str:
@@ -113,103 +112,128 @@ def _faces(report: Mapping[str, Any], out: Path) -> dict[str, list[str]]:
 
 
 def _uri(path: Path) -> str:
-    buffer = io.BytesIO()
     with Image.open(path) as image:
-        image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return html.data_uri(image, SIDE)
 
 
-def _has_joint(table: Mapping[str, Mapping[str, Cell]]) -> bool:
-    return any("joint success" in row for row in table.values())
+# ------------------------------------------------------------------------------------------- plots
+# No text of a user's is drawn: names are in the page's legends.
 
 
-def _joint(table: Mapping[str, Mapping[str, Cell]]) -> str:
-    """Dots with intervals, a line per method."""
-    figure, axes = _figure(5.6, 0.36 * len(table) + 0.9)
-    for y, (method, row) in enumerate(table.items()):
-        cell = row["joint success"]
-        if cell["rate"] is None or cell["low"] is None or cell["high"] is None:
-            continue
-        colour, benign = COLOURS.get(method, "#cc79a7"), method in ("none", *BASELINES)
-        axes.plot([100 * cell["low"], 100 * cell["high"]], [y, y], color=colour, linewidth=3, alpha=0.35)
-        axes.plot([100 * cell["rate"]], [y], "s" if benign else "o", color=colour, markersize=7)
-        axes.annotate(
-            f"{100 * cell['rate']:.1f}", (100 * cell["rate"], y), (0, 7), textcoords="offset points", ha="center"
-        )
-    axes.set_yticks(range(len(table)), list(table))
-    axes.invert_yaxis()
-    axes.set_ylim(len(table) - 0.5, -0.7)
-    axes.set_xlim(-3, 105)
-    axes.set_xlabel("joint success, % (squares: benign)")
-    axes.grid(axis="x", alpha=0.3)
-    return _svg(figure)
-
-
-def _curves(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """ROC and DET of one recogniser, before (none) and after."""
-    figure, (roc, det) = _figure(9, 3.6, 2)
+def _roc(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str) -> str:
+    drawing, axes = _drawing(4.6, 3.4)
     for method, cells in methods.items():
-        far, tar = np.array(cells["roc"]["far"]), np.array(cells["roc"]["tar"])
-        style = {"color": COLOURS.get(method, "#cc79a7"), "label": method, "drawstyle": "steps-post"}
-        style["linestyle"] = "--" if method in ("none", *BASELINES) else "-"
-        roc.plot(far, tar, **style)
-        det.plot(far, np.maximum(1 - tar, 1e-3), **style)
-    roc.set(xscale="log", xlabel="false-accept rate", ylabel="true-accept rate", title="ROC", ylim=(-0.02, 1.02))
-    det.set(xscale="log", yscale="log", xlabel="false-accept rate", ylabel="false-reject rate", title="DET")
-    for axes in (roc, det):
-        axes.grid(alpha=0.3)
-    roc.legend(fontsize=8, frameon=False)
-    return _svg(figure)
+        axes.plot(cells["roc"]["far"], 100 * np.array(cells["roc"]["tar"]), **_line(method))
+    _mark(axes, fars)
+    axes.set(xscale="log", xlabel="false-accept rate", ylabel="true-accept rate, %", title="ROC", ylim=(-2, 102))
+    return _svg(drawing, key)
 
 
-def _scatters(report: Mapping[str, Any], far: str) -> dict[str, str]:
+def _det(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str) -> str:
+    """A curve ends where no mated pair is rejected any more: the axis has no zero."""
+    drawing, axes = _drawing(4.6, 3.4)
+    for method, cells in methods.items():
+        missed = 100 * (1 - np.array(cells["roc"]["tar"]))
+        axes.plot(cells["roc"]["far"], np.where(missed > 1e-9, missed, np.nan), **_line(method))
+    _mark(axes, fars)
+    axes.set(xscale="log", yscale="log", xlabel="false-accept rate", ylabel="false-reject rate, %", title="DET")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return _svg(drawing, key)
+
+
+def _line(method: str) -> dict[str, Any]:
+    dashed = method in BENIGN
+    style = (0, (4, 1.5)) if dashed else "-"
+    return {
+        "color": _colour(method),
+        "drawstyle": "steps-post",
+        "linestyle": style,
+        "linewidth": 1.3 if dashed else 1.8,
+    }
+
+
+def _mark(axes: Any, fars: list[float]) -> None:
+    for far in fars:
+        axes.axvline(far, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
+
+
+def _robustness(rows: Mapping[str, Mapping[str, Cell]], key: str) -> str:
+    """Joint success per change, a line per method; side by side within a change, so that intervals can be seen."""
+    drawing, axes = _drawing(5.2, 3.2)
+    changes = list(next(iter(rows.values())))
+    for i, (method, row) in enumerate(rows.items()):
+        at = np.arange(len(changes)) + 0.09 * (i - (len(rows) - 1) / 2)
+        rate, below, above = np.array([_bar(row[change]) for change in changes]).T * 100
+        marker = {"marker": "s", "mfc": "none", "ls": "--"} if method in BENIGN else {"marker": "o", "ls": "-"}
+        axes.errorbar(
+            at, rate, (below, above), color=_colour(method), markersize=4, linewidth=1.1, elinewidth=2, **marker
+        )
+    axes.set_xticks(range(len(changes)), changes, rotation=35, ha="right", parse_math=False)
+    axes.set(ylabel="joint success, %", ylim=(-4, 104))
+    return _svg(drawing, key)
+
+
+def _scatters(natural: Mapping[str, Any], rates: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> dict[str, str]:
     """set -> joint success against LPIPS to DM."""
-    naturalness = report.get("naturalness", {})
     result = {}
-    for title, by_far in report["rates"].items():
+    for i, (title, table) in enumerate(rates.items()):
         points = {
-            method: (naturalness[method]["LPIPS to DM"], row["joint success"])
-            for method, row in by_far[far].items()
-            if "LPIPS to DM" in naturalness.get(method, {}) and row.get("joint success", {}).get("rate") is not None
+            method: (natural[method]["LPIPS to DM"], row["joint success"])
+            for method, row in table.items()
+            if "LPIPS to DM" in natural.get(method, {}) and "joint success" in row
         }
         if points:
-            result[title] = _scatter(points)
+            result[title] = _scatter(points, f"scatter{i}")
     return result
 
 
-def _scatter(points: Mapping[str, tuple[Any, Any]]) -> str:
-    figure, axes = _figure(5.6, 3.2)
+def _scatter(points: Mapping[str, tuple[Cell, Cell]], key: str) -> str:
+    drawing, axes = _drawing(4.6, 3.2)
     for method, (natural, success) in points.items():
-        colour = COLOURS.get(method, "#cc79a7")
-        across, up = ([[c["rate"] - c["low"]], [c["high"] - c["rate"]]] for c in (natural, success))
-        axes.errorbar(
-            [natural["rate"]], [100 * success["rate"]], 100 * np.array(up), across, fmt="o", color=colour, label=method
-        )
-    axes.set(xlabel="LPIPS to DM (0: looks like DM)", ylabel="joint success, %", ylim=(-5, 105))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
-    return _svg(figure)
+        (x, left, right), (y, below, above) = _bar(natural), 100 * np.array(_bar(success))
+        marker = {"fmt": "s", "mfc": "none"} if method in BENIGN else {"fmt": "o"}
+        axes.errorbar([x], [y], [[below], [above]], [[left], [right]], color=_colour(method), markersize=6, **marker)
+    axes.set(xlabel="LPIPS to DM (0: the same picture)", ylabel="joint success, %", ylim=(-4, 104))
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    return _svg(drawing, key)
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """Without pyplot: no display, no global state."""
+def _bar(cell: Cell) -> tuple[float, float, float]:
+    """Value, and what the interval adds below and above; NaN where nothing was measured."""
+    rate, low, high = (np.nan if cell[k] is None else float(cell[k]) for k in ("rate", "low", "high"))  # type: ignore[arg-type]
+    return rate, max(rate - low, 0.0), max(high - rate, 0.0)
+
+
+def _colour(method: str) -> str:
+    colour = COLOURS.get(method, OTHER)
+    return INK if colour == "currentColor" else colour
+
+
+def _drawing(width: float, height: float) -> tuple[Any, Any]:
+    """Without pyplot: no display, no global state. Inches."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots(1, columns)
-    for one in np.atleast_1d(axes):
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    style: Any = {"font.size": 8.5, "axes.titlesize": 9.5} | dict.fromkeys(inks, INK)
+    with rc_context(style):
+        drawing = Figure((width, height), layout="constrained")
+        FigureCanvasSVG(drawing)
+        axes = drawing.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.15, linewidth=0.7)
+    return drawing, axes
 
 
-def _svg(figure: Any) -> str:
-    """The same bytes for the same figure; text stays text."""
+def _svg(drawing: Any, key: str) -> str:
+    """The same bytes for the same drawing; text stays text. `key`: of the ids, which are unique in a page."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.hashsalt": "gan_mask", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        drawing.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", text[text.index("<svg") :])
+    return re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", text.replace(INK, "currentColor"))
