@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/python -m gan_mask.evaluation --data $(DEMO)/data --checkpoint $(DEMO)/run --out $(DEMO)/evaluation
 	@echo
 	@echo "Look at $(DEMO)/masked/overview.png (the masks), $(DEMO)/masked/results.csv (each face) and"
-	@echo "$(DEMO)/evaluation/report.json (the rates above: dm is before, generator after)."
+	@echo "$(DEMO)/evaluation/index.html (the rates above: dm is before, generator after)."
 
 test: install-dev
 	$(BIN)/ruff check .
