@@ -71,6 +71,12 @@ def _classifier(name: str) -> Detector:
     return load()
 
 
+def _hardened(name: str) -> Detector:
+    from gan_mask.pretrained.classifier import HARDENED, load
+
+    return load(HARDENED, name)
+
+
 def _lpips(name: str) -> Perceptual:
     from gan_mask.pretrained.perceptual import load
 
@@ -85,6 +91,7 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
 }
 DETECTORS: dict[str, Callable[[str], Detector]] = {
     "classifier": _classifier,
+    "classifier-hardened": _hardened,
     "onnx:SIDECAR.json": _onnx_detector,
 }
 PERCEPTUALS: dict[str, Callable[[str], Perceptual]] = {

@@ -16,7 +16,9 @@ from gan_mask.pretrained.protocol import Detector, resize
 
 SIZE = 128
 CLASSES = ("background", "bare", "masked")
-WEIGHTS = Path(__file__).parent.parent / "assets" / "mask_classifier.safetensors"
+ASSETS = Path(__file__).parent.parent / "assets"
+WEIGHTS = ASSETS / "mask_classifier.safetensors"
+HARDENED = ASSETS / "mask_classifier_hardened.safetensors"  # fine-tuned on faced masks by gan_mask.harden
 
 
 class Block(nn.Module):
@@ -60,11 +62,9 @@ class MaskClassifierNet(nn.Module):
 class MaskClassifier(Detector):
     """The classifier as a detector; `card` is what its training wrote about it."""
 
-    name = "classifier"
-
-    def __init__(self, net: MaskClassifierNet, card: dict[str, Any] | None = None):
+    def __init__(self, net: MaskClassifierNet, card: dict[str, Any] | None = None, name: str = "classifier"):
         super().__init__()
-        self.net, self.card = net, card or {}
+        self.net, self.card, self.name = net, card or {}, name
         self.freeze()
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def save(net: MaskClassifierNet, path: str | Path, card: dict[str, Any]) -> None
         save_file(tensors, temporary, {"card": json.dumps(card)})
 
 
-def load(path: str | Path = WEIGHTS) -> MaskClassifier:
+def load(path: str | Path = WEIGHTS, name: str = "classifier") -> MaskClassifier:
     """Raises GanMaskError when the file is absent, damaged or of another network."""
     from safetensors import SafetensorError, safe_open
 
@@ -96,4 +96,4 @@ def load(path: str | Path = WEIGHTS) -> MaskClassifier:
             net.load_state_dict({key: f.get_tensor(key) for key in f.keys()})
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise GanMaskError(f"{path}: not the weights of this mask classifier ({error})") from error
-    return MaskClassifier(net, card)
+    return MaskClassifier(net, card, name)

@@ -136,12 +136,15 @@ def read_sidecar(path: str | Path, *kinds: str) -> dict[str, Any]:
     return sidecar
 
 
+def file_of(path: Path, sidecar: dict[str, Any]) -> Path:
+    """The ONNX file that the sidecar at `path` names: beside it, or where `weights.find` looks."""
+    beside = path.parent / sidecar["file"]
+    return beside if beside.is_file() else weights.find(sidecar["file"], sidecar.get("sha256"))
+
+
 def _network(path: Path, sidecar: dict[str, Any]) -> tuple[nn.Module, str, list[list[int]]]:
     """The ONNX file that the sidecar at `path` names, as a torch module; its SHA-256; shapes of its outputs for two."""
-    name, expected = sidecar["file"], sidecar.get("sha256")
-    file = path.parent / name
-    if not file.is_file():
-        file = weights.find(name, expected)
+    file, expected = file_of(path, sidecar), sidecar.get("sha256")
     digest = files.sha256(file)
     if expected and digest != expected:
         raise GanMaskError(f"{file}: SHA-256 is {digest}, but {path} expects {expected}; damaged or another version")

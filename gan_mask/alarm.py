@@ -1,0 +1,231 @@
+"""The faced-mask alarm: is the lower half of this face printed on a mask, whoever made it?
+
+python -m gan_mask.alarm --data PREPARED --checkpoint CHECKPOINT --out alarm.json
+
+A logistic regression on a mask detector's logit for the crop, and on how well the upper half, the lower half and the
+whole of the face agree in a recogniser's embedding. Fitted on the train split, on files written and found anew;
+its threshold lets at most --false_alarms of the val split's unmasked faces through as alarms.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan_mask import attacks, config, files, masking, pretrained, templates
+from gan_mask.config import option
+from gan_mask.data import PreparedSet
+from gan_mask.errors import GanMaskError
+from gan_mask.pretrained.protocol import Detector, Embedder
+
+SHIPPED = Path(__file__).parent / "assets" / "faced_mask_alarm.json"
+BRIDGE = 28  # landmark on the nose's bridge at which a mask begins
+
+
+def halves(faces: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper and lower part of upright faces (B, 3, H, W), each with the mean colour of what is left of it elsewhere.
+
+    landmarks (B, 68, 2) px. They part at the upper edge of a mask, so that no pixel of a mask is in the upper half.
+    """
+    rows = torch.arange(faces.shape[2], device=faces.device)
+    upper = (rows[None] < landmarks[:, BRIDGE, 1, None])[:, None, :, None].to(faces)  # (B, 1, H, 1)
+    parts = []
+    for kept in (upper, 1 - upper):
+        mean = (faces * kept).sum((2, 3), keepdim=True) / (kept.sum((2, 3), keepdim=True) * faces.shape[3]).clamp_min(1)
+        parts.append(faces * kept + mean * (1 - kept))
+    return parts[0], parts[1]
+
+
+class UpperFace:
+    """Periocular fallback: a recogniser that is shown the upper half alone. Needs a threshold of its own."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self.name = f"upper {embedder.name}"
+        self.weights_sha256 = f"upper {getattr(embedder, 'weights_sha256', embedder.name)}"
+
+    def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        return self.embedder(halves(faces, landmarks)[0], landmarks)
+
+
+class Features:
+    """features(faces [B,3,H,W] in [0,1], landmarks [B,68,2] px) -> [B, 1 + 3 E]: `names` says which column is what."""
+
+    def __init__(self, detector: Detector, embedders: Sequence[Embedder]) -> None:
+        self.detector, self.embedders = detector, embedders
+        pairs = ("upper-whole", "lower-whole", "upper-lower")
+        self.names = [f"logit {detector.name}", *(f"{pair} {e.name}" for e in embedders for pair in pairs)]
+
+    @torch.no_grad()
+    def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        columns = [self.detector(faces)[0]]
+        upper_face, lower_face = halves(faces, landmarks)
+        for embedder in self.embedders:
+            whole, upper, lower = (embedder(part, landmarks) for part in (faces, upper_face, lower_face))
+            columns += [(upper * whole).sum(1), (lower * whole).sum(1), (upper * lower).sum(1)]
+        return torch.stack(columns, 1)
+
+
+@dataclass
+class Alarm:
+    """alarm(faces, landmarks) -> score (B,), above 0 where the alarm is raised."""
+
+    features: Features
+    weights: np.ndarray  # (F,) on the features as they are
+    intercept: float  # with the threshold in it
+
+    def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        return torch.from_numpy(self.score(self.features(faces, landmarks).cpu().numpy()))
+
+    def score(self, features: np.ndarray) -> np.ndarray:
+        """(N, F) -> (N,)."""
+        return features @ self.weights + self.intercept
+
+
+def logistic(features: np.ndarray, labels: np.ndarray, ridge: float = 1e-3) -> tuple[np.ndarray, float]:
+    """Weights (F,) and intercept of a logistic regression of labels (N,) in {0, 1}; classes weigh alike. Newton."""
+    mean, scale = features.mean(0), features.std(0) + 1e-9
+    x = np.column_stack([(features - mean) / scale, np.ones(len(features))])
+    share = np.where(labels == 1, 0.5 / max(1, (labels == 1).sum()), 0.5 / max(1, (labels == 0).sum()))
+    penalty = ridge * np.diag([*np.ones(features.shape[1]), 0.0])
+    w = np.zeros(x.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-(x @ w).clip(-30, 30)))
+        gradient = x.T @ (share * (p - labels)) + penalty @ w
+        curvature = (x * (share * p * (1 - p) + 1e-9)[:, None]).T @ x + penalty
+        step = np.linalg.solve(curvature, gradient)
+        w -= step * min(1.0, 5 / (np.abs(step).max() + 1e-12))
+    weights = w[:-1] / scale
+    return weights, float(w[-1] - weights @ mean)
+
+
+def threshold(bare: np.ndarray, false_alarms: float) -> float:
+    """The score above which at most a share `false_alarms` of the unmasked faces' scores (N,) lie."""
+    allowed = int(false_alarms * len(bare))
+    return float(np.sort(bare)[::-1][allowed])
+
+
+def load(path: str | Path = SHIPPED) -> Alarm:
+    """An alarm written by this module's command. Raises GanMaskError when the file is absent or damaged."""
+    kept = files.read_json(path)
+    try:
+        features = Features(
+            pretrained.load_detector(kept["detector"]), [pretrained.load_embedder(e) for e in kept["embedders"]]
+        )
+        weights = np.array([float(kept["weights"][name]) for name in features.names])
+        return Alarm(features, weights, float(kept["intercept"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise GanMaskError(f"{path}: not a faced-mask alarm ({error!r})") from error
+
+
+# ------------------------------------------------------------------------------------------- calibration
+
+
+@dataclass
+class AlarmConfig:
+    data: str = option("", "prepared set: fitted on its train split, calibrated on its val split")
+    out: str = option("", "JSON file to write")
+    detector: str = option("classifier-hardened", "mask detector whose logit is a feature")
+    embedders: tuple[str, ...] = option(("dlib",), "recognisers whose disagreement is a feature")
+    against: tuple[str, ...] = option(("generator", "dm"), "methods that make the faced masks: generator, dm")
+    checkpoint: str = option("", "generator: its folder")
+    templates: tuple[str, ...] = option(("faces",), "what is printed on the masks")
+    own_templates: float = option(0.5, "share of masks that show another person of the set instead")
+    faces: int = option(300, "unmasked faces, and faced masks, to fit to")
+    calibration_faces: int = option(600, "unmasked faces of the val split at most")
+    false_alarms: float = option(0.005, "largest share of them that may raise the alarm; half of what is promised")
+    seed: int = option(0, "of every random choice")
+
+
+def calibrate(c: AlarmConfig) -> Alarm:
+    """Fit, set the threshold, write --out."""
+    from gan_mask.harden import faced_masks
+    from gan_mask.networks import GeneratorConfig, load_generator
+
+    if not c.data or not c.out:
+        raise GanMaskError("--data (a prepared set) and --out (a JSON file) are needed")
+    if wrong := [m for m in c.against if m not in ("generator", "dm")] or ([] if c.against else ["nothing"]):
+        raise GanMaskError(f"--against {wrong[0]}: the alarm learns from generator and dm")
+    if "generator" in c.against and not c.checkpoint:
+        raise GanMaskError("--against generator needs --checkpoint, a generator's folder")
+    if not 0 < c.false_alarms < 1:
+        raise GanMaskError(f"--false_alarms must lie between 0 and 1, got {c.false_alarms}")
+    features = Features(pretrained.load_detector(c.detector), [pretrained.load_embedder(e) for e in c.embedders])
+    train, val = PreparedSet(c.data, "train"), PreparedSet(c.data, "val")
+    rng = np.random.default_rng(c.seed)
+    generator = load_generator(c.checkpoint) if "generator" in c.against else None
+    bank = templates.load_all(c.templates, generator.texture_size if generator else masking.TEXTURE)
+    softness = (generator.config if generator else GeneratorConfig()).softness
+    count = c.faces // len(c.against)
+    faced = [
+        faced_masks(train, rng.integers(len(train), size=count), attacks.method(name, generator), bank,
+                    c.own_templates, softness, rng, name)
+        for name in c.against
+    ]  # fmt: skip
+    bare = _crops(train, rng.permutation(len(train))[: c.faces])
+    positive, negative = seen(np.concatenate(faced), features), seen(bare, features)
+    x, y = np.concatenate([positive, negative]), np.repeat([1.0, 0.0], [len(positive), len(negative)])
+    weights, intercept = logistic(x, y)
+    calibration = seen(_crops(val, rng.permutation(len(val))[: c.calibration_faces]), features)
+    if len(calibration) * c.false_alarms < 1:
+        raise GanMaskError(
+            f"{len(calibration)} unmasked faces of the val split can not show a false-alarm rate of "
+            f"{c.false_alarms:g}; raise --false_alarms to {1 / max(1, len(calibration)):.2g} or take a larger set"
+        )
+    at = threshold(calibration @ weights + intercept, c.false_alarms)
+    alarm = Alarm(features, weights, intercept - at)
+    provenance: dict[str, Any] = {
+        "against": list(c.against), "fitted to": {"faced": len(positive), "unmasked": len(negative)},
+        "calibrated on": len(calibration), "false alarms there": float((alarm.score(calibration) > 0).mean()),
+    }  # fmt: skip
+    files.write_json(c.out, {
+        "detector": c.detector, "embedders": list(c.embedders),
+        "weights": dict(zip(features.names, weights.tolist(), strict=True)), "intercept": alarm.intercept,
+        "provenance": provenance,
+    })  # fmt: skip
+    return alarm
+
+
+def _crops(photos: PreparedSet, index: np.ndarray) -> np.ndarray:
+    return np.stack([photos.faces(int(i)).numpy() for i in index])
+
+
+def seen(crops: np.ndarray, features: Features) -> np.ndarray:
+    """Features (M, F) of those of the pictures uint8 (N, 3, S, S) in which a face is found, aligned anew."""
+    from gan_mask.evaluation.looks import to_tensors
+    from gan_mask.faces import FaceFinder, align
+    from gan_mask.landmarks import FRAMING
+
+    finder = FaceFinder()
+    pictures = [np.ascontiguousarray(crop.transpose(1, 2, 0)) for crop in crops]
+    rows = []
+    for start in range(0, len(pictures), 16):
+        part = pictures[start : start + 16]
+        aligned = [align(p, f[0].landmarks, *FRAMING) for p, f in zip(part, finder.find(part), strict=True) if f]
+        if aligned:
+            rows.append(features(*to_tensors(aligned, "cpu")).numpy())
+    if not rows:
+        raise GanMaskError("no face was found in any of the pictures")
+    return np.concatenate(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        c = config.parse(AlarmConfig, argv, (__doc__ or "").partition("\n\n")[0])
+        calibrate(c)
+    except GanMaskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

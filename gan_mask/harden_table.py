@@ -1,0 +1,311 @@
+"""Before and after: what hardening a mask detector was worth, on people that neither it nor its training has seen.
+
+python -m gan_mask.harden_table --data PREPARED --after classifier-hardened --generators CHECKPOINT... --out DIR
+
+Every masked face is written as an 8-bit PNG, then faces, landmarks and crops are found anew, as in the evaluation.
+DIR receives table.json, table.md, faces.png and the faces. The same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from gan_mask import alarm as alarms
+from gan_mask import attacks, config, files, harden, harden_data, masking, pretrained, templates
+from gan_mask.config import option
+from gan_mask.data import PreparedSet
+from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import looks
+from gan_mask.evaluation.intervals import Cell, interval, of_statistic
+from gan_mask.evaluation.looks import Looks
+from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
+from gan_mask.faces import FaceFinder, read_image
+from gan_mask.harden_data import BARE, MASKED
+from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.pretrained.protocol import Detector
+from gan_mask.pretrained.thresholds import far_thresholds
+from gan_mask.surrogates import Surrogates
+
+FAR = "0.001"
+COLUMNS = ("mask detection before", "mask detection after", "AUC before", "AUC after", "alarm", "alarm AUC")
+
+
+@dataclass
+class TableConfig:
+    data: str = option("", "prepared set; its test split is measured")
+    out: str = option("", "folder for the table, the picture and the faces")
+    before: str = option("classifier", "the detector as it was")
+    after: str = option("classifier-hardened", "the hardened detector")
+    alarm: str = option(str(alarms.SHIPPED), "the faced-mask alarm's JSON file")
+    generators: tuple[str, ...] = option((), "checkpoints of generators")
+    adaptive: tuple[str, ...] = option((), "checkpoints of generators that were trained against --after")
+    embedders: tuple[str, ...] = option(("dlib",), "recognisers of the periocular fallback; the first is attacked")
+    templates: tuple[str, ...] = option(("faces",), "templates that the hardening has not seen")
+    real_masks: str = option("", "zip of real masked and bare faces, whose test split is measured")
+    probes: int = option(120, "masked faces per row")
+    bare: int = option(500, "unmasked faces at most")
+    attack_steps: int = option(40, "steps of the optimised methods at most")
+    threshold_faces: int = option(1500, "faces of the train split whose impostor pairs give the thresholds")
+    seed: int = option(0, "of every random choice")
+
+
+@dataclass
+class Row:
+    """One kind of picture: `paint` gives crops uint8 (N, 3, S, S) for positions (N,) of the set."""
+
+    name: str
+    kind: str  # "bare", "ordinary", "faced" or "adaptive"
+    paint: Callable[[np.ndarray], np.ndarray]
+    index: np.ndarray
+
+
+def rows_of(c: TableConfig, photos: PreparedSet, probes: Probes, before: Detector, after: Detector) -> list[Row]:
+    everybody = choose_others(photos, c.bare, c.seed)
+    shown = templates.expand(c.templates)
+    rows = [Row("none", "bare", lambda i: np.stack([photos.faces(int(k)).numpy() for k in i]), everybody)]
+
+    def faced(names: Sequence[str], method: attacks.Method, own: float = 0.0, net: Generator | None = None) -> Any:
+        bank = templates.load_all(names, net.texture_size if net else masking.TEXTURE)
+        softness = (net.config if net else GeneratorConfig()).softness
+        return lambda i: harden.faced_masks(
+            photos, i, method, bank, own, softness, np.random.default_rng(c.seed), "masks"
+        )
+
+    def ordinary(index: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(c.seed)
+        items = [photos[int(i)] for i in index]
+        worn = [harden_data.ordinary_mask(item["face"], item["landmarks"], rng) for item in items]
+        return (torch.stack(worn) * 255).round().byte().numpy()
+
+    rows += [
+        Row("plain", "ordinary", faced(["plain"], attacks.dm), probes.index),
+        Row("cloth", "ordinary", faced(["cloth"], attacks.dm), probes.index),
+        Row("random ordinary masks", "ordinary", ordinary, probes.index),
+        Row("dm", "faced", faced(shown, attacks.dm), probes.index),
+        Row("dm, faces of other people of the set", "faced", faced(shown, attacks.dm, 1.0), probes.index),
+    ]
+    loaded = [pretrained.load_embedder(name) for name in c.embedders[:1]]
+    options = attacks.Options(steps=c.attack_steps, seed=c.seed)
+    for kind, detector, label in (("faced", before, ""), ("adaptive", after, " against the hardened detector")):
+        surrogates = Surrogates(loaded, [e.threshold(float(FAR)) for e in loaded], [detector])
+        for name in attacks.OPTIMISED:
+            method = attacks.method(name, None, surrogates, options)
+            rows.append(Row(name + label, kind, faced(shown, method), probes.index))
+    for kind, checkpoints in (("faced", c.generators), ("adaptive", c.adaptive)):
+        for checkpoint in checkpoints:
+            net = load_generator(checkpoint)
+            name = f"generator {Path(checkpoint).name}" + (" (adaptive)" if kind == "adaptive" else "")
+            rows.append(Row(name, kind, faced(shown, net.texture, net=net), probes.index))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------- looking
+
+
+def look_at(row: Row, out: Path, embedders: Mapping[str, Any], detectors: Mapping[str, Detector]) -> Looks:
+    """Write the row's files and look at them afresh; kept in OUT/cache."""
+    safe = files.safe_name(row.name)
+    folder, kept = out / "faces" / safe, out / "cache" / f"{safe}.npz"
+    if kept.is_file():
+        return looks.load(kept)[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(row.paint(row.index)):
+        Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{i:05d}.png")
+    finder = FaceFinder()
+    pictures = [read_image(folder / f"{i:05d}.png") for i in range(len(row.index))]
+    parts = [
+        looks.look(pictures[i : i + 16], embedders, detectors, finder, "cpu")
+        for i in tqdm(range(0, len(pictures), 16), desc=row.name, mininterval=5)
+    ]
+    seen = looks.join(parts)
+    looks.save(kept, seen, {})
+    return seen
+
+
+def real_pack(c: TableConfig, detectors: Mapping[str, Detector]) -> dict[str, dict[str, Cell]]:
+    """Detection on the pack's own crops, which are framed much like ours; every picture counts as a person."""
+    pack = harden_data.real_masks(c.real_masks)["test"]
+    result: dict[str, dict[str, Cell]] = {}
+    for title, label in (("real masks", MASKED), ("real bare faces", BARE)):
+        faces = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pack[label]]).float() / 255
+        with torch.no_grad():
+            for when, detector in detectors.items():
+                logit = torch.cat([detector(part)[0] for part in faces.split(32)]).numpy()
+                cell = interval((logit > 0).astype(float), np.arange(len(logit)))
+                result.setdefault(title, {})[f"mask detection {when}"] = cell
+    return result
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Probability that a positive scores above a negative; ties count half."""
+    order = np.sort(negative)
+    below = np.searchsorted(order, positive, "left") + np.searchsorted(order, positive, "right")
+    return float(below.mean() / 2 / len(negative))
+
+
+def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, others: np.ndarray) -> Cell:
+    """AUC with its interval over identities, those of both sides drawn together."""
+    good, clean = ~np.isnan(positive), ~np.isnan(negative)
+    score = np.concatenate([positive[good], negative[clean]])
+    label = np.repeat([True, False], [good.sum(), clean.sum()])
+
+    def statistic(rows: np.ndarray) -> float:
+        chosen, kind = score[rows], label[rows]
+        return auc(chosen[kind], chosen[~kind]) if kind.any() and not kind.all() else np.nan
+
+    return of_statistic(statistic, np.concatenate([people[good], others[clean]]), draws=300)
+
+
+# ------------------------------------------------------------------------------------------- the table
+
+
+def measure(c: TableConfig) -> dict[str, Any]:
+    out = Path(c.out)
+    harden.claim(out, c, "settings.json")
+    photos = PreparedSet(c.data, "test")
+    probes = choose_probes(photos, c.probes, c.seed)
+    detectors = {"before": pretrained.load_detector(c.before), "after": pretrained.load_detector(c.after)}
+    whole = {name: pretrained.load_embedder(name) for name in c.embedders}
+    recognisers: dict[str, Any] = {**whole, **{f"upper {n}": alarms.UpperFace(e) for n, e in whole.items()}}
+    alarm = alarms.load(c.alarm)
+    rows = rows_of(c, photos, probes, detectors["before"], detectors["after"])
+    seen = {row.name: look_at(row, out, {**recognisers, "alarm": alarm.features}, detectors) for row in rows}
+
+    bare = rows[0]
+    people = np.asarray(photos.identities)
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        s, who = seen[row.name], people[row.index]
+        cells: dict[str, Any] = {"kind": row.kind, "face found": interval(s.found.astype(float), who)}
+        scores = {when: (s.mask_logit[when], seen[bare.name].mask_logit[when]) for when in detectors}
+        scores["alarm"] = alarm.score(s.embedding["alarm"]), alarm.score(seen[bare.name].embedding["alarm"])
+        for title, (score, negative) in scores.items():
+            rate = np.where(np.isnan(score), np.nan, score > 0)
+            cells["alarm" if title == "alarm" else f"mask detection {title}"] = interval(rate, who)
+            if row.kind != "bare":
+                cells["alarm AUC" if title == "alarm" else f"AUC {title}"] = auc_cell(
+                    score, who, negative, people[bare.index]
+                )
+        table[row.name] = cells
+    result = {
+        "command": config.to_dict(c), "identities": len(np.unique(probes.identity)),
+        "rows": table, "alarm ablation": ablation(rows, seen, people),
+        "periocular": periocular(c, photos, probes, recognisers, rows, seen),
+        "real pack": real_pack(c, detectors) if c.real_masks else {},
+    }  # fmt: skip
+    files.write_json(out / "table.json", result)
+    files.write_text(out / "table.md", markdown(result))
+    picture(rows, out)
+    return result
+
+
+def ablation(rows: Sequence[Row], seen: Mapping[str, Looks], people: np.ndarray) -> dict[str, Any]:
+    """AUC of alarms with fewer features against unmasked faces, fitted and tested in turn on halves of the people."""
+    bare = seen[rows[0].name].embedding["alarm"]
+    width = bare.shape[1]
+    columns = {"crop only": [0], "disagreement only": list(range(1, width)), "both": list(range(width))}
+    faced = [row for row in rows if row.kind == "faced"]
+    x = np.concatenate([bare, *(seen[row.name].embedding["alarm"] for row in faced)])
+    who = np.concatenate([people[rows[0].index], *(people[row.index] for row in faced)])
+    y = np.repeat([0.0, 1.0], [len(bare), len(x) - len(bare)])
+    good = ~np.isnan(x).any(1)
+    x, who, y = x[good], who[good], y[good]
+    half = np.isin(who, np.unique(who)[::2])
+    result = {}
+    for name, chosen in columns.items():
+        score = np.empty(len(x))
+        for part in (half, ~half):
+            weights, intercept = alarms.logistic(x[~part][:, chosen], y[~part])
+            score[part] = x[part][:, chosen] @ weights + intercept
+        result[name] = auc_cell(score[y == 1], who[y == 1], score[y == 0], who[y == 0])
+    return result
+
+
+def periocular(
+    c: TableConfig, photos: PreparedSet, probes: Probes, recognisers: Mapping[str, Any], rows: Sequence[Row],
+    seen: Mapping[str, Looks],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """recogniser -> row -> TAR at FAR 1e-3, each with the threshold of its own impostor pairs (train split, clean)."""
+    others = PreparedSet(c.data, "train")
+    index = choose_others(others, c.threshold_faces, c.seed)
+    cache = Path(c.out) / "cache" / "clean"
+    where = {int(k): i for i, k in enumerate(rows[0].index)}
+    result: dict[str, dict[str, Any]] = {}
+    for name, embedder in recognisers.items():
+        clean = torch.from_numpy(looks.embed_clean(name, embedder, others, index, cache, "cpu"))
+        found, pairs = far_thresholds(clean, torch.from_numpy(others.identities[index]), (float(FAR),))
+        mates = looks.embed_clean(name, embedder, photos, probes.mate, cache, "cpu")
+        at = found[FAR]
+        result[name] = {"threshold": at, "impostor pairs": pairs}
+        for row in rows:
+            embedding = seen[row.name].embedding[name]
+            if row.kind == "bare":
+                embedding = np.stack([embedding[where[int(k)]] for k in probes.index if int(k) in where])
+                known = np.array([int(k) in where for k in probes.index])
+                similarity, who = (embedding * mates[known]).sum(1), probes.identity[known]
+            else:
+                similarity, who = (embedding * mates).sum(1), probes.identity
+            result[name][row.name] = interval((similarity >= at).astype(float), who)
+    return result
+
+
+def percent(cell: Cell | None, factor: float = 100, digits: int = 1) -> str:
+    if cell is None or cell["rate"] is None:
+        return "–"
+    rate, low, high = (f"{factor * float(cell[key] or 0):.{digits}f}" for key in ("rate", "low", "high"))
+    return f"{rate} [{low}, {high}]"
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    lines = ["| | " + " | ".join(COLUMNS) + " | faces |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name, cells in {**result["rows"], **result["real pack"]}.items():
+        values = [percent(cells.get(k), *((1, 3) if "AUC" in k else ())) for k in COLUMNS]
+        lines.append(f"| {name} | " + " | ".join(values) + f" | {cells['mask detection after']['probes']} |")
+    lines += ["", "| alarm | AUC |", "|---|---|"]
+    lines += [f"| {name} | {percent(cell, 1, 3)} |" for name, cell in result["alarm ablation"].items()]
+    names = list(result["periocular"])
+    lines += ["", "| TAR at FAR 1e-3 | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for row in result["rows"]:
+        lines.append(f"| {row} | " + " | ".join(percent(result["periocular"][n].get(row)) for n in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
+    """faces.png: a line of the same people per row of the table."""
+    place = {int(k): i for i, k in enumerate(rows[0].index)}
+    shared = [i for i, k in enumerate(rows[-1].index) if int(k) in place]
+    chosen = [shared[i] for i in np.linspace(0, len(shared) - 1, min(columns, len(shared))).astype(int)]
+    lines = []
+    for row in rows:
+        numbers = [place[int(rows[-1].index[i])] for i in chosen] if row.kind == "bare" else chosen
+        line = [read_image(out / "faces" / files.safe_name(row.name) / f"{i:05d}.png") for i in numbers]
+        lines.append(np.concatenate(line, 1))
+    with files.replacing(out / "faces.png") as temporary:
+        Image.fromarray(np.concatenate(lines)).save(temporary, format="PNG")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        c = config.parse(TableConfig, argv, (__doc__ or "").partition("\n\n")[0])
+        if not c.data or not c.out:
+            raise GanMaskError("--data (a prepared set) and --out (a folder) are needed")
+        print(markdown(measure(c)))
+    except GanMaskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
