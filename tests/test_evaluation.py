@@ -492,3 +492,41 @@ def test_a_network_trained_against_is_not_held_out():
     command.check_held_out(generator, ["onnx:elsewhere/mobilefacenet_casia.json"])
     with pytest.raises(GanMaskError, match="mobileface.json: the generator was trained against it"):
         command.check_held_out(generator, ["onnx:elsewhere/mobileface.json"])
+
+
+@pytest.mark.slow
+def test_dodging_is_what_dlibs_own_program_says_by_its_rule_of_0_6(tmp_path):
+    """Written files once through our look and once through dlib's Python API alone: detector, landmarks, descriptor."""
+    import dlib
+    from conftest import embedded_photo
+
+    from gan_mask import weights
+    from gan_mask.faces import FaceFinder, read_image
+    from gan_mask.sampling import wear_on_photo
+
+    finder, embedder = FaceFinder(), pretrained.load_embedder("dlib")
+    people = [f"id_{i:04d}" for i in (2, 4, 5, 6, 8, 10, 12, 13, 14, 15)]
+    probes = [read_image(embedded_photo(f"{person}/view_1")).copy() for person in people]
+    mates = [read_image(embedded_photo(f"{person}/view_2")) for person in people]
+    for probe, (face, *_) in zip(probes[:6], finder.find(probes[:6]), strict=True):
+        wear_on_photo(probe, face.landmarks, templates.load("face-020"), 0.03)  # six masked, four clean
+    raw = {"dlib": embedder.embed}  # distances are of raw descriptors
+    ours = [looks.look(images, raw, {}, finder, "cpu").embedding["dlib"] for images in (probes, mates)]
+
+    detect = dlib.get_frontal_face_detector()
+    shape = dlib.shape_predictor(str(weights.find("shape_predictor_68_face_landmarks.dat")))
+    network = dlib.face_recognition_model_v1(str(weights.find("dlib_face_recognition_resnet_model_v1.dat")))
+
+    def describe(image: np.ndarray) -> np.ndarray:
+        boxes = detect(image, 1)
+        return np.array(network.compute_face_descriptor(image, shape(image, boxes[0]))) if boxes else np.full(128, NAN)
+
+    theirs = [np.stack([describe(image) for image in images]) for images in (probes, mates)]
+    distance = np.linalg.norm(ours[0] - ours[1], axis=1)
+    expected = np.linalg.norm(theirs[0] - theirs[1], axis=1)
+    both = ~np.isnan(expected)
+    assert both.sum() >= 8
+    assert np.abs(distance - expected)[both].mean() < 0.06
+    sure = both & (np.abs(expected - 0.6) > 0.06)
+    assert sure.sum() >= 4 and ((distance > 0.6) == (expected > 0.6))[sure].all()
+    assert distance[6:].mean() < distance[:6].mean()
