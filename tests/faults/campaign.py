@@ -117,7 +117,11 @@ class Campaign:
     def end(self, number: signal.Signals) -> None:
         """SIGTERM or Ctrl-C in the middle of the work: the conventional code, and the next run completes."""
         folder = self.out / f"{self.command}-{number.name}"
-        code = self.start(folder).wait(self.seconds * 0.6, number)
+        for share in (0.6, 0.4, 0.2, 0.1):  # on a busy machine the reference may have taken longer than this run
+            code = self.start(folder).wait(self.seconds * share, number)
+            if code:
+                break
+            shutil.rmtree(folder)
         text = self.log.read_text()
         if code not in (128 + number, -number) or "Traceback" in text:
             raise Failed(f"{self.command}: exit {code} after {number.name}: {text[-2000:]}")
