@@ -45,7 +45,7 @@ from gan_mask.landmarks import FRAMING
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
 from gan_mask.surrogates import Surrogates
 
-DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "synthfaces"
+DEFAULT_CHECKPOINT = templates.ASSETS / "generator"  # in the package; its card: checkpoints/synthfaces
 FAR = 1e-3  # false-accept rate of the thresholds
 BATCH_PIXELS = 30_000_000  # of photos held in memory at a time (more only if one photo alone is larger)
 PAIRS = 24  # faces on the overview
