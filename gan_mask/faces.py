@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from gan_mask import landmarks as lm
 from gan_mask import weights
@@ -319,3 +320,17 @@ def _resized(
         return part.crop((2, 2, 2 + width, 2 + height))
     window = (left - x0, top - y0, right - x0, bottom - y0)
     return part.resize((width, height), _BICUBIC, box=window, reducing_gap=3.0)
+
+
+def to_tensors(aligned: Sequence[tuple[np.ndarray, np.ndarray]], device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Aligned faces, as `align` gives them -> crops (B, 3, S, S) in [0, 1] and landmarks (B, 68, 2) px."""
+    if not aligned:
+        return torch.empty(0), torch.empty(0)
+    crops = torch.from_numpy(np.stack([crop for crop, _ in aligned])).permute(0, 3, 1, 2).float() / 255
+    landmarks = torch.from_numpy(np.stack([points for _, points in aligned])).float()
+    return crops.to(device), landmarks.to(device)
+
+
+def to_8_bit(images: Tensor) -> np.ndarray:
+    """Pictures (..., 3, H, W) in [0, 1] -> uint8 (..., H, W, 3), as they are saved."""
+    return (images.detach() * 255).round().clamp(0, 255).byte().movedim(-3, -1).cpu().numpy()

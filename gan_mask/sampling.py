@@ -40,7 +40,7 @@ from tqdm import tqdm
 import gan_mask
 from gan_mask import attacks, files, masking, photo_files, pretrained, report, templates
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import IMAGE_SUFFIXES, Face, FaceFinder, UnreadableImage, align, read_image
+from gan_mask.faces import IMAGE_SUFFIXES, Face, FaceFinder, UnreadableImage, align, read_image, to_8_bit, to_tensors
 from gan_mask.landmarks import FRAMING
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
 from gan_mask.surrogates import Surrogates
@@ -140,10 +140,7 @@ class Sampler:
         return {k: torch.cat(v) for k, v in embeddings.items()}, {k: torch.cat(v) for k, v in logits.items()}
 
     def _crops(self, faces: Sequence[tuple[np.ndarray, Face]], size: int, margin: float) -> tuple[Tensor, Tensor]:
-        aligned = [align(image, face.landmarks, size, margin) for image, face in faces]
-        crops = torch.from_numpy(np.stack([crop for crop, _ in aligned])).permute(0, 3, 1, 2).float() / 255
-        landmarks = torch.from_numpy(np.stack([points for _, points in aligned]))
-        return crops.to(self.device), landmarks.to(self.device)
+        return to_tensors([align(image, face.landmarks, size, margin) for image, face in faces], self.device)
 
 
 def wear_on_photo(photo: np.ndarray, landmarks: np.ndarray, texture: Tensor, softness: float) -> None:
@@ -160,7 +157,7 @@ def wear_on_photo(photo: np.ndarray, landmarks: np.ndarray, texture: Tensor, sof
     image = torch.from_numpy(patch).permute(2, 0, 1)[None].to(texture.device) / 255
     shifted = torch.from_numpy(landmarks - np.array([x0, y0], np.float32))[None].to(texture.device)
     worn = masking.wear(image, shifted, texture[None], softness)[0]
-    photo[y0:y1, x0:x1] = (worn * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    photo[y0:y1, x0:x1] = to_8_bit(worn)
 
 
 # ------------------------------------------------------------------------------------------- the photos

@@ -626,7 +626,9 @@ class Log:
             return  # this share of the run has its picture
         from PIL import Image
 
-        pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+        from gan_mask.faces import to_8_bit
+
+        pixels = to_8_bit(image)
         with files.replacing(self.out / "previews" / f"{step:07d}.png") as temporary:
             Image.fromarray(pixels).save(temporary, format="PNG")
         if self.writer:

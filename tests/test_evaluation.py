@@ -354,8 +354,9 @@ def test_the_same_command_again_goes_on_and_ends_with_the_same_report(
         real(e, method, rows)
 
     monkeypatch.setattr(run, "_do", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as caught:
         evaluation.main(options)
+    assert caught.value.code == 130
     assert not (out / "report.json").exists()
     (out / "faces" / "dm" / "stale.png").parent.mkdir(parents=True, exist_ok=True)
     evaluation.main(options)

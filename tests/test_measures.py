@@ -148,7 +148,7 @@ def test_measures_are_scikit_images_and_the_mask_alone_differs_more(prepared, tm
 
     from gan_mask import masking, templates
     from gan_mask.data import PreparedSet
-    from gan_mask.evaluation.run import to_8_bit
+    from gan_mask.faces import to_8_bit
 
     photos = PreparedSet(prepared, "test")
     items = [photos[i] for i in range(12)]

@@ -18,7 +18,7 @@ from gan_mask import files
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation.protocol import batches
-from gan_mask.faces import FaceFinder, align
+from gan_mask.faces import FaceFinder, align, to_tensors
 from gan_mask.landmarks import FRAMING
 from gan_mask.pretrained.protocol import Detector, Embedder
 
@@ -59,15 +59,6 @@ def look(
             seen.mask_logit[name] = _spread(rows, count, mask_logit)
             seen.face_logit[name] = _spread(rows, count, face_logit)
     return seen
-
-
-def to_tensors(aligned: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> tuple[Tensor, Tensor]:
-    """Aligned faces of gan_mask.faces.align -> (B, 3, S, S) in [0, 1] and landmarks (B, 68, 2) px."""
-    if not aligned:
-        return torch.empty(0), torch.empty(0)
-    crops = torch.from_numpy(np.stack([crop for crop, _ in aligned])).permute(0, 3, 1, 2).float() / 255
-    landmarks = torch.from_numpy(np.stack([points for _, points in aligned])).float()
-    return crops.to(device), landmarks.to(device)
 
 
 def _spread(rows: Sequence[int], count: int, values: Tensor | None) -> np.ndarray:

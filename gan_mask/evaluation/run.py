@@ -21,7 +21,7 @@ from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.looks import CHANGES, Looks
 from gan_mask.evaluation.protocol import Probes, batches
-from gan_mask.faces import FaceFinder, read_image
+from gan_mask.faces import FaceFinder, read_image, to_8_bit
 from gan_mask.pretrained.protocol import Detector, Embedder
 
 UNIT = 16  # probes that are masked and looked at together
@@ -117,11 +117,6 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
         with files.replacing(path) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
     return cost
-
-
-def to_8_bit(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [0, 1] -> uint8 (B, H, W, 3)."""
-    return (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def collect(e: Experiment) -> tuple[dict[str, Looks], dict[str, dict[str, Looks]], dict[str, dict[str, np.ndarray]]]:
