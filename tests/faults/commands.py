@@ -6,6 +6,7 @@ inside the N-th, after cutting the file in two that was about to be made durable
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -74,6 +75,8 @@ class Fork:
         self.pid = os.fork()
         if self.pid == 0:
             os._exit(_run(command, argv, log, die_at, count))
+        with contextlib.suppress(OSError):  # here, too: the child may not have come so far when it is killed
+            os.setpgid(self.pid, self.pid)
 
     def wait(self, seconds: float | None = None, number: int = signal.SIGKILL) -> int:
         """Exit code, or minus the signal that ended it; after `seconds` the signal is sent."""
@@ -86,7 +89,7 @@ class Fork:
 
 def _run(command: str, argv: Sequence[str], log: Path, die_at: int | None, count: Path | None) -> int:
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the campaign runs in the background
         os.environ["ACCELERATE_USE_CPU"] = "true"
         with open(log, "w") as f:
