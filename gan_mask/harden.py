@@ -340,7 +340,9 @@ def export(c: HardenConfig, detector: Detector, original: dict[str, Tensor], out
     from gan_mask.pretrained import classifier, onnx
 
     if isinstance(detector, MaskClassifier):
-        card = {**detector.card, "hardened": {k: v for k, v in config.to_dict(c).items() if k not in ("data", "out")}}
+        # Without the card's test figures: they are those of the detector as it was.
+        kept = {k: v for k, v in detector.card.items() if k != "test"}
+        card = {**kept, "hardened": {k: v for k, v in config.to_dict(c).items() if k not in ("data", "out")}}
         classifier.save(detector.net, out / "hardened.safetensors", card)
         sidecar = classifier_to_onnx(detector.net, out / "hardened.onnx")
     else:

@@ -1,0 +1,237 @@
+"""Hardening a mask detector: on held-out people, resumed, exported; the faced-mask alarm and its false alarms."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from fakes import FakeDetector, FakeEmbedder
+from onnx import TensorProto, helper, numpy_helper
+
+from gan_mask import alarm, harden, harden_data, harden_table, masking, templates
+from gan_mask.data import PreparedSet
+from gan_mask.errors import GanMaskError
+from gan_mask.harden import HardenConfig
+from gan_mask.landmarks import frame
+from gan_mask.pretrained import load_detector
+
+TRAINED_ON = ("face-003", "face-010", "face-020", "face-030")
+HELD_OUT = ("face-040", "face-044")
+
+
+def options(prepared: Path, out: Path) -> HardenConfig:
+    return HardenConfig(
+        data=str(prepared), out=str(out), against=("dm",), templates=TRAINED_ON, rounds=1, steps=(30,), batch_size=16,
+        pool=64, save_every=10, workers=0, learning_rate=1e-3, false_alarms=0.1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hardened(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("hardened")
+    harden.harden(options(prepared, out))
+    return out
+
+
+def people(prepared: Path) -> tuple[PreparedSet, torch.Tensor, torch.Tensor]:
+    photos = PreparedSet(prepared, "test")
+    items = [photos[i] for i in range(len(photos))]
+    return photos, torch.stack([i["face"] for i in items]), torch.stack([i["landmarks"] for i in items])
+
+
+def reported(detector: torch.nn.Module, faces: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((detector(faces)[0] > 0).float().mean())
+
+
+def test_a_short_run_tells_faced_masks_of_held_out_people_apart_better(prepared: Path, hardened: Path) -> None:
+    before, after = load_detector("classifier"), load_detector(f"onnx:{hardened / 'hardened.json'}")
+    _, faces, landmarks = people(prepared)
+    bank = templates.load_all(HELD_OUT)
+    worn = masking.wear(faces, landmarks, bank[torch.arange(len(faces)) % len(bank)], 0.03)
+    rng = np.random.default_rng(0)
+    ordinary = [harden_data.ordinary_mask(f, p, rng) for f, p in zip(faces, landmarks, strict=True)]
+    with torch.no_grad():
+        gap = [(d(worn)[0] - d(faces)[0]).mean() for d in (before, after)]
+        assert gap[1] > gap[0]
+        assert (after(faces)[1] > 0).all()  # faces are still faces
+    assert reported(after, torch.stack(ordinary)) >= 0.9
+
+
+def test_the_operating_point_allows_so_many_false_alarms_on_the_val_split(prepared: Path, hardened: Path) -> None:
+    photos = PreparedSet(prepared, "val")
+    bare = torch.stack([photos[i]["face"] for i in range(len(photos))])
+    assert reported(load_detector(f"onnx:{hardened / 'hardened.json'}"), bare) <= 0.1
+
+
+def test_onnx_is_the_same_network(hardened: Path) -> None:
+    from gan_mask.pretrained.classifier import load
+
+    faces = torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    detector = load(hardened / "hardened.safetensors")
+    with torch.no_grad():
+        expected = detector.net(faces)
+        again = load_detector(f"onnx:{hardened / 'hardened.json'}")(faces)
+    session = onnxruntime.InferenceSession(str(hardened / "hardened.onnx"))
+    (found,) = session.run(None, {"image": faces.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
+    for ours, theirs in zip(detector(faces), again, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    prepared: Path, hardened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = harden.save_state, []
+
+    def interrupted(*args: object) -> None:
+        save(*args)  # type: ignore[arg-type]
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(harden, "save_state", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        harden.harden(options(prepared, tmp_path))
+    harden.harden(options(prepared, tmp_path))
+    from safetensors.torch import load_file
+
+    whole, resumed = (load_file(folder / "hardened.safetensors") for folder in (hardened, tmp_path))
+    assert all(torch.allclose(whole[key], resumed[key], atol=1e-6) for key in whole)
+
+
+def test_other_options_need_another_folder(prepared: Path, hardened: Path) -> None:
+    with pytest.raises(GanMaskError, match="other options .steps.*another --out"):
+        harden.harden(replace(options(prepared, hardened), steps=(31,)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "X"], "--out"),
+        (["--data", "X", "--out", "Y", "--against", "plain"], "--against plain"),
+        (["--data", "X", "--out", "Y", "--against", "generator"], "--checkpoint"),
+        (["--data", "X", "--out", "Y", "--against", "dm", "--steps", "0"], "--steps"),
+    ],
+)
+def test_wrong_options_are_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        harden.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_onnx_detector_is_fine_tuned_and_written_back(prepared: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {
+        "conv": rng.normal(0, 0.2, (8, 3, 3, 3)), "conv_bias": np.zeros(8), "fc": rng.normal(0, 0.2, (8, 2)),
+        "fc_bias": np.zeros(2),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["image", "conv", "conv_bias"], ["a"], strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("Gemm", ["d", "fc", "fc_bias"], ["logits"], transB=1),
+    ]
+    weights["fc"] = weights["fc"].T.copy()
+    graph = helper.make_graph(
+        nodes, "tiny", [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "t.onnx")
+    sidecar = {
+        "kind": "classifier", "file": "t.onnx", "size": [32, 32], "mean": [127, 127, 127], "std": [64, 64, 64],
+        "channel_order": "BGR", "output": "logits", "mask_class": 1,
+    }  # fmt: skip
+    (tmp_path / "t.json").write_text(json.dumps(sidecar))
+    c = replace(
+        options(prepared, tmp_path / "out"), detector=f"onnx:{tmp_path / 't.json'}", steps=(8,), learning_rate=0.1
+    )
+    after = load_detector(f"onnx:{harden.harden(c)}")  # the export is checked against the network that was trained
+    _, faces, _ = people(prepared)
+    with torch.no_grad():
+        assert not torch.allclose(after(faces)[0], load_detector(c.detector)(faces)[0], atol=1e-2)
+
+
+# ------------------------------------------------------------------------------------------- the alarm
+
+
+def test_halves_part_at_the_upper_edge_of_a_mask() -> None:
+    landmarks = frame(160, 0.375)[None]
+    faces = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    masked = masking.wear(faces, landmarks, torch.zeros(1, 3, *masking.TEXTURE))
+    upper, lower = alarm.halves(faces, landmarks)
+    torch.testing.assert_close(alarm.halves(masked, landmarks)[0], upper, atol=0, rtol=0)
+    eyes = landmarks[0, 36:48].long()
+    assert (upper[0, :, eyes[:, 1], eyes[:, 0]] == faces[0, :, eyes[:, 1], eyes[:, 0]]).all()
+    assert (lower[0, :, 159] == faces[0, :, 159]).all()
+
+
+def test_threshold_keeps_its_false_alarm_rate() -> None:
+    scores = np.random.default_rng(0).normal(size=1000)
+    at = alarm.threshold(scores, 0.01)
+    assert (scores > at).sum() == 10
+    assert (np.zeros(50) > alarm.threshold(np.zeros(50), 0.01)).sum() == 0  # ties raise no alarm
+
+
+def test_logistic_regression_agrees_with_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    y = np.repeat([0.0, 1.0], 200)
+    x = rng.normal(size=(400, 3)) + y[:, None] * [1.0, 0.3, 0.0]
+    weights, intercept = alarm.logistic(x, y, ridge=1e-9)
+    reference = LogisticRegression(C=1e9).fit(x, y)
+    np.testing.assert_allclose(weights, reference.coef_[0], atol=1e-3)
+    assert intercept == pytest.approx(reference.intercept_[0], abs=1e-3)
+
+
+def test_a_calibrated_alarm_comes_back_from_its_file(tmp_path: Path, fakes: None) -> None:
+    features = alarm.Features(FakeDetector(), [FakeEmbedder()])  # type: ignore[arg-type,list-item]
+    path = tmp_path / "alarm.json"
+    path.write_text(json.dumps({
+        "detector": "fake", "embedders": ["fake"], "intercept": -1.0,
+        "weights": dict(zip(features.names, [1.0, 2.0, 3.0, 4.0], strict=True)),
+    }))  # fmt: skip
+    faces, landmarks = torch.rand(5, 3, 64, 64), frame(64, 0.375).expand(5, -1, -1)
+    expected = features(faces, landmarks).numpy() @ np.array([1.0, 2, 3, 4]) - 1
+    np.testing.assert_allclose(alarm.load(path)(faces, landmarks), expected, rtol=1e-5)
+    path.write_text("{}")
+    with pytest.raises(GanMaskError, match="not a faced-mask alarm"):
+        alarm.load(path)
+
+
+# ------------------------------------------------------------------------------------------- the table
+
+
+def test_auc_agrees_with_scikit_learn() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    positive, negative = rng.integers(0, 9, 50).astype(float), rng.integers(0, 6, 70).astype(float)
+    expected = roc_auc_score(np.repeat([1, 0], [50, 70]), np.concatenate([positive, negative]))
+    assert harden_table.auc(positive, negative) == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------------------------------- what is shipped
+
+
+def test_the_shipped_classifier_flags_what_the_original_misses() -> None:
+    """DM masks with held-out templates on synthetic people: neither was in its training as a wearer."""
+    before, after = load_detector("classifier"), load_detector("classifier-hardened")
+    faces, landmarks = templates._people()
+    faces, landmarks = faces[:36], landmarks[:36]
+    bank = templates.load_all(HELD_OUT)
+    worn = masking.wear(faces, landmarks, bank[torch.arange(len(faces)) % len(bank)], 0.03)
+    assert reported(before, worn) < 0.1
+    assert reported(after, worn) > reported(before, worn) + 0.3
+    plain = masking.wear(faces, landmarks, templates.load("plain-blue").expand(len(faces), -1, -1, -1), 0.03)
+    assert reported(after, plain) > 0.95
