@@ -144,7 +144,7 @@ def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, method: 
     """Faces that wear faced masks, uint8 (N, 3, S, S), as they would be saved; kept in the round's folder."""
     path = Path(c.out) / f"round-{number}" / f"pool-{method}.npy"
     if path.is_file():
-        return np.load(path)
+        return np.load(path, allow_pickle=False)
     generator = load_generator(current_checkpoint(c, number)) if method == "generator" else None
     options = attacks.Options(steps=c.attack_steps, seed=c.seed + number)
     function = attacks.method(method, generator, surrogates_of(c, detector) if method in attacks.OPTIMISED else None,
