@@ -96,7 +96,11 @@ def harden(c: HardenConfig) -> Path:
         folder.mkdir(exist_ok=True)
         for method in c.against:
             make_pool(c, photos, detector, method, number)
-        every = [np.load(p) for i in range(1, number + 1) for p in sorted((out / f"round-{i}").glob("pool-*.npy"))]
+        every = [
+            np.load(p, allow_pickle=False)
+            for i in range(1, number + 1)
+            for p in sorted((out / f"round-{i}").glob("pool-*.npy"))
+        ]
         fit(c, number, detector, Examples(c, photos, every, pack, number), folder)
         if isinstance(detector, MaskClassifier):
             calibrate(detector, PreparedSet(c.data, "val"), c.false_alarms)
