@@ -1,5 +1,6 @@
 # make demo    train and try a generator on the embedded synthetic faces (CPU, about 4 minutes)
-# make test    lint, types and tests
+# make test    lint, types and tests, the tutorial among them
+# make docs    the documentation site, into site/ (make test builds it, too: a broken link fails)
 # Both create the virtual environment first; PYTHON=python3.12 chooses its interpreter, VENV=... its place.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ DEMO ?= demo
 BIN := $(VENV)/bin
 LOCK := $(if $(shell command -v flock),flock .venv.lock)
 
-.PHONY: demo test install install-dev clean
+.PHONY: demo test docs install install-dev clean
 
 demo: install
 	$(BIN)/python data_prep/prepare.py synthetic $(DEMO)/data --splits 0.65,0.1,0.25
@@ -25,7 +26,10 @@ test: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --nbmake tests docs/tutorial.ipynb
+
+docs: install-dev
+	$(BIN)/mkdocs build --quiet
 
 # Two makes at once must not install into one environment together, hence the lock.
 install:
