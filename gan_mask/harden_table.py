@@ -36,7 +36,15 @@ from gan_mask.pretrained.thresholds import far_thresholds
 from gan_mask.surrogates import Surrogates
 
 FAR = "0.001"
-COLUMNS = ("mask detection before", "mask detection after", "AUC before", "AUC after", "alarm", "alarm AUC")
+COLUMNS = (
+    "mask detection before",
+    "mask detection after",
+    "mask detection either",
+    "AUC before",
+    "AUC after",
+    "alarm",
+    "alarm AUC",
+)
 
 
 @dataclass
@@ -55,6 +63,8 @@ class TableConfig:
     bare: int = option(500, "unmasked faces at most")
     attack_steps: int = option(40, "steps of the optimised methods at most")
     threshold_faces: int = option(1500, "faces of the train split whose impostor pairs give the thresholds")
+    attack_probes: int = option(48, "masked faces per row of an optimised method")
+    crops: bool = option(False, "show the networks the crops as they are, instead of finding the faces anew: faster")
     seed: int = option(0, "of every random choice")
 
 
@@ -99,7 +109,7 @@ def rows_of(c: TableConfig, photos: PreparedSet, probes: Probes, before: Detecto
         surrogates = Surrogates(loaded, [e.threshold(float(FAR)) for e in loaded], [detector])
         for name in attacks.OPTIMISED:
             method = attacks.method(name, None, surrogates, options)
-            rows.append(Row(name + label, kind, faced(shown, method), probes.index))
+            rows.append(Row(name + label, kind, faced(shown, method), probes.index[: c.attack_probes]))
     for kind, checkpoints in (("faced", c.generators), ("adaptive", c.adaptive)):
         for checkpoint in checkpoints:
             net = load_generator(checkpoint)
@@ -111,8 +121,10 @@ def rows_of(c: TableConfig, photos: PreparedSet, probes: Probes, before: Detecto
 # ------------------------------------------------------------------------------------------- looking
 
 
-def look_at(row: Row, out: Path, embedders: Mapping[str, Any], detectors: Mapping[str, Detector]) -> Looks:
-    """Write the row's files and look at them afresh; kept in OUT/cache."""
+def look_at(
+    row: Row, out: Path, embedders: Mapping[str, Any], detectors: Mapping[str, Detector], photos: PreparedSet | None
+) -> Looks:
+    """Write the row's files and look at them; kept in OUT/cache. photos: whose landmarks hold, None: find them anew."""
     safe = files.safe_name(row.name)
     folder, kept = out / "faces" / safe, out / "cache" / f"{safe}.npz"
     if kept.is_file():
@@ -121,14 +133,33 @@ def look_at(row: Row, out: Path, embedders: Mapping[str, Any], detectors: Mappin
     kept.parent.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(row.paint(row.index)):
         Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{i:05d}.png")
-    finder = FaceFinder()
+    finder = None if photos else FaceFinder()
     pictures = [read_image(folder / f"{i:05d}.png") for i in range(len(row.index))]
-    parts = [
-        looks.look(pictures[i : i + 16], embedders, detectors, finder, "cpu")
-        for i in tqdm(range(0, len(pictures), 16), desc=row.name, mininterval=5)
-    ]
+    parts = []
+    for start in tqdm(range(0, len(pictures), 16), desc=row.name, mininterval=5):
+        part = pictures[start : start + 16]
+        if photos is None:
+            assert finder
+            parts.append(looks.look(part, embedders, detectors, finder, "cpu"))
+        else:
+            points = [photos.landmarks(int(i)).numpy() for i in row.index[start : start + 16]]
+            parts.append(as_they_are(part, points, embedders, detectors))
     seen = looks.join(parts)
     looks.save(kept, seen, {})
+    return seen
+
+
+@torch.no_grad()
+def as_they_are(
+    pictures: Sequence[np.ndarray], points: Sequence[np.ndarray], embedders: Mapping[str, Any],
+    detectors: Mapping[str, Detector],
+) -> Looks:  # fmt: skip
+    """Looks at aligned crops uint8 (S, S, 3) with known landmarks (68, 2); every face counts as found."""
+    faces, landmarks = looks.to_tensors(list(zip(pictures, points, strict=True)), "cpu")
+    every = np.ones(len(pictures), bool)
+    seen = Looks(every, every, {name: e(faces, landmarks).numpy() for name, e in embedders.items()})
+    for name, detector in detectors.items():
+        seen.mask_logit[name], seen.face_logit[name] = (logit.numpy() for logit in detector(faces))
     return seen
 
 
@@ -139,11 +170,15 @@ def real_pack(c: TableConfig, detectors: Mapping[str, Detector]) -> dict[str, di
     for title, label in (("real masks", MASKED), ("real bare faces", BARE)):
         faces = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pack[label]]).float() / 255
         with torch.no_grad():
-            for when, detector in detectors.items():
-                logit = torch.cat([detector(part)[0] for part in faces.split(32)]).numpy()
-                cell = interval((logit > 0).astype(float), np.arange(len(logit)))
-                result.setdefault(title, {})[f"mask detection {when}"] = cell
+            logits = {w: torch.cat([d(part)[0] for part in faces.split(32)]).numpy() for w, d in detectors.items()}
+        rates = {when: (logit > 0).astype(float) for when, logit in logits.items()} | {"either": either(logits)}
+        result[title] = {f"mask detection {w}": interval(rate, np.arange(len(rate))) for w, rate in rates.items()}
     return result
+
+
+def either(logits: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether the detector before or the one after reports a mask, (N,) 0 or 1; NaN where no face was found."""
+    return np.where(np.isnan(logits["before"]), np.nan, np.maximum(logits["before"], logits["after"]) > 0)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -179,7 +214,8 @@ def measure(c: TableConfig) -> dict[str, Any]:
     recognisers: dict[str, Any] = {**whole, **{f"upper {n}": alarms.UpperFace(e) for n, e in whole.items()}}
     alarm = alarms.load(c.alarm)
     rows = rows_of(c, photos, probes, detectors["before"], detectors["after"])
-    seen = {row.name: look_at(row, out, {**recognisers, "alarm": alarm.features}, detectors) for row in rows}
+    networks = {**recognisers, "alarm": alarm.features}
+    seen = {row.name: look_at(row, out, networks, detectors, photos if c.crops else None) for row in rows}
 
     bare = rows[0]
     people = np.asarray(photos.identities)
@@ -188,6 +224,7 @@ def measure(c: TableConfig) -> dict[str, Any]:
         s, who = seen[row.name], people[row.index]
         cells: dict[str, Any] = {"kind": row.kind, "face found": interval(s.found.astype(float), who)}
         scores = {when: (s.mask_logit[when], seen[bare.name].mask_logit[when]) for when in detectors}
+        cells["mask detection either"] = interval(either(s.mask_logit), who)
         scores["alarm"] = alarm.score(s.embedding["alarm"]), alarm.score(seen[bare.name].embedding["alarm"])
         for title, (score, negative) in scores.items():
             rate = np.where(np.isnan(score), np.nan, score > 0)
@@ -254,7 +291,8 @@ def periocular(
                 known = np.array([int(k) in where for k in probes.index])
                 similarity, who = (embedding * mates[known]).sum(1), probes.identity[known]
             else:
-                similarity, who = (embedding * mates).sum(1), probes.identity
+                count = len(row.index)
+                similarity, who = (embedding * mates[:count]).sum(1), probes.identity[:count]
             result[name][row.name] = interval((similarity >= at).astype(float), who)
     return result
 
@@ -283,7 +321,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
     """faces.png: a line of the same people per row of the table."""
     place = {int(k): i for i, k in enumerate(rows[0].index)}
-    shared = [i for i, k in enumerate(rows[-1].index) if int(k) in place]
+    count = min(len(row.index) for row in rows)
+    shared = [i for i, k in enumerate(rows[-1].index[:count]) if int(k) in place]
     chosen = [shared[i] for i in np.linspace(0, len(shared) - 1, min(columns, len(shared))).astype(int)]
     lines = []
     for row in rows:
