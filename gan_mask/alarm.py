@@ -9,7 +9,6 @@ its threshold lets at most --false_alarms of the val split's unmasked faces thro
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gan_mask import attacks, config, files, masking, pretrained, templates
+from gan_mask import attacks, commands, config, files, masking, pretrained, templates
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
@@ -217,14 +216,8 @@ def seen(crops: np.ndarray, features: Features) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    try:
-        c = config.parse(AlarmConfig, argv, (__doc__ or "").partition("\n\n")[0])
-        calibrate(c)
-    except GanMaskError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with commands.ending():
+        calibrate(config.parse(AlarmConfig, argv, (__doc__ or "").partition("\n\n")[0]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gan_mask import files
+from gan_mask.commands import add_message_options
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import load_embedder, thresholds
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", help="train, val or test; default: all")
     parser.add_argument("--out", type=Path, help="JSON file; default: the sidecar of an ONNX embedder, else the cache")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_message_options(parser)
     options = parser.parse_args(arguments)
     try:
         faces = PreparedSet(options.data, options.split)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from gan_mask import commands
 from gan_mask.errors import GanMaskError
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str) -> T:
     parser.add_argument("--config", help="YAML file with any of the options below; the command line wins")
     parser.add_argument("--print_config", action="store_true", help="print the resulting options as YAML and exit")
     add_options(parser, cls)
+    commands.add_message_options(parser)
     given = vars(parser.parse_args(argv))
     path, print_config = given.pop("config"), given.pop("print_config")
     values = {**(read_yaml(path) if path else {}), **given}

@@ -12,7 +12,6 @@ hardened.safetensors. The same command again goes on where it stopped.
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from gan_mask import attacks, config, files, harden_data, masking, pretrained, templates
+from gan_mask import attacks, commands, config, files, harden_data, masking, pretrained, templates
+from gan_mask.commands import Progress
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
@@ -67,18 +66,8 @@ class HardenConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    try:
+    with commands.ending():
         harden(config.parse(HardenConfig, argv, (__doc__ or "").partition("\n\n")[0]))
-    except GanMaskError as error:
-        complaint = str(error)
-    except OSError as error:
-        complaint = f"{error.filename or 'file'}: {error.strerror or error}; the same command goes on from here"
-    except KeyboardInterrupt:
-        sys.exit(130)
-    else:
-        return
-    print(f"error: {complaint}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def harden(c: HardenConfig) -> Path:
@@ -173,7 +162,7 @@ def faced_masks(
     Each wears a template of the bank (T, 3, h, w), or with probability `own_templates` another person of the set.
     """
     result = []
-    for start in tqdm(range(0, len(index), 16), desc=title, mininterval=5):
+    for start in Progress(range(0, len(index), 16), desc=title, mininterval=5):
         items = [photos[int(i)] for i in index[start : start + 16]]
         face, landmarks = (torch.stack([item[key] for item in items]) for key in ("face", "landmarks"))
         template = torch.stack([draw_template(photos, bank, own_templates, rng) for _ in items])
@@ -280,7 +269,7 @@ def fit(c: HardenConfig, number: int, detector: Detector, examples: Examples, fo
         torch.utils.data.Subset(examples, range(start * c.batch_size, len(examples))), c.batch_size,
         num_workers=c.workers if start < steps else 0,
     )  # fmt: skip
-    bar = tqdm(loader, desc=f"round {number}: detector", initial=start, total=steps, mininterval=5)
+    bar = Progress(loader, desc=f"round {number}: detector", initial=start, total=steps, mininterval=5)
     for step, (faces, labels) in enumerate(bar, start):
         for group in optimizer.param_groups:
             group["lr"] = c.learning_rate * min(1.0, (step + 1) / 20) * (1 - step / steps)

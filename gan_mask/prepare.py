@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
+from gan_mask.commands import Progress, add_message_options
 from gan_mask.data import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, Face, FaceFinder, UnreadableImage, align, read_image
@@ -348,7 +348,7 @@ def prepare(
             numbered = {n: photos[n * CHUNK : (n + 1) * CHUNK] for n in range(math.ceil(len(photos) / CHUNK))}
             left = {n: chunk for n, chunk in numbered.items() if not part_path(parts, n).is_file()}
             done = len(photos) - sum(map(len, left.values()))
-            with tqdm(total=len(photos), initial=done, desc="prepare", unit=" photos", smoothing=0.05) as bar:
+            with Progress(total=len(photos), initial=done, desc="prepare", unit=" photos", smoothing=0.05) as bar:
                 if left:
                     run_chunks(left, workers, (source_path, parts, settings, device), bar.update)
             summary = _finish(dst, [part_path(parts, n) for n in numbered], settings, begun)
@@ -537,6 +537,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "the default drops a trailing _NNNN",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="where faces are searched: cpu, cuda, cuda:1, ...")
+    add_message_options(parser)
     return parser.parse_args(argv)
 
 

@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import errno
 import json
 import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,10 +33,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 import gan_mask
-from gan_mask import attacks, files, masking, photo_files, pretrained, report, templates
+from gan_mask import attacks, commands, files, masking, photo_files, pretrained, report, templates
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, Face, FaceFinder, UnreadableImage, align, read_image, to_8_bit, to_tensors
 from gan_mask.landmarks import FRAMING
@@ -361,7 +358,7 @@ def sample(args: argparse.Namespace) -> list[Row]:
     if len(todo) < len(names):
         print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
     stems = Counter(os.path.splitext(name)[0] for name in names)
-    with tqdm(total=len(todo), desc="photos", unit="photo", disable=None) as bar:
+    with commands.Progress(total=len(todo), desc="photos", unit="photo") as bar:
         for batch, unreadable in batches(sampler, todo):
             rows = process(sampler, batch, stems) if batch else {}
             journal.add(rows | unreadable)
@@ -457,7 +454,7 @@ def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
     )
     for row in rows:
         if row["status"] == "unreadable":
-            print(f"  unreadable: {_printable(row['photo'])}: {row['note']}")
+            print(f"  unreadable: {commands.printable(row['photo'])}: {row['note']}")
     if masked:
         print(f"face found in the written file: {len(found)} of {len(masked)}")
     for name in sampler.embedders if found else ():
@@ -467,10 +464,6 @@ def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
         before, after = (sum(row[f"mask_logit_{when}_{name}"] > 0 for row in found) for when in ("before", "after"))
         print(f"{name} reports a mask: {after} of {len(found)} (before: {before})")
     print(f"table: {sampler.out / 'results.csv'}" + (f"   picture: {sampler.out / 'overview.png'}" if masked else ""))
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
 
 
 # ------------------------------------------------------------------------------------------- command
@@ -554,6 +547,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
     add("--seed", type=int, default=0, help="of the methods' randomness and of random templates (default: 0)")
     attacks.add_options(parser)
+    commands.add_message_options(parser)
     return parser.parse_args(argv)
 
 
@@ -566,18 +560,5 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    try:
+    with commands.ending():
         sample(args)
-    except GanMaskError as error:
-        message = str(error)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "; free some space and run the same command again" if full else ""
-        message = f"{error.filename or args.out}: {error.strerror or error}{remedy}"
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
-    else:
-        return
-    print(f"error: {_printable(message)}", file=sys.stderr)
-    raise SystemExit(2)

@@ -26,9 +26,8 @@ from accelerate.utils import set_seed
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from gan_mask import augment, config, files, losses, masking, templates
+from gan_mask import augment, commands, config, files, losses, masking, templates
 from gan_mask.augment import Draws
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
@@ -267,24 +266,15 @@ GENERATOR_NOISE = 32  # length of z
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    try:
+    with commands.ending("earlier checkpoints are intact: run the same command again"):
         c = config.parse(TrainConfig, argv, "Train the conditional generator. Run the same command again to resume.")
-        train(c)
-    except GanMaskError as error:
-        complaint = str(error)
-    except OSError as error:  # of the logs and previews: a full disk
-        again = "earlier checkpoints are intact. Make room and run the same command again"
-        complaint = f"{error.filename or c.out}: {error.strerror or error}; {again}"
-    except RuntimeError as error:
-        if not lost_process(error):
-            raise
-        complaint = "another process of this training is gone; run the same command again to resume"
-    except KeyboardInterrupt:
-        sys.exit(130)
-    else:
-        return
-    print(f"error: {complaint}", file=sys.stderr)
-    raise SystemExit(2)
+        try:
+            train(c)
+        except RuntimeError as error:
+            if not lost_process(error):
+                raise
+            complaint = "another process of this training is gone; run the same command again to resume"
+            raise GanMaskError(complaint) from error
 
 
 def lost_process(error: RuntimeError) -> bool:
@@ -435,7 +425,7 @@ def clean_embeddings(embedder: Any, photos: PreparedSet, out: Path, accelerator:
     if accelerator.is_main_process and not (path.is_file() and readable(path, len(photos))):
         rows = []
         loader = DataLoader(photos, batch_size=64, num_workers=0)
-        for batch in tqdm(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2):
+        for batch in commands.Progress(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2):
             rows.append(embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device)).cpu())
         with files.replacing(path) as temporary, open(temporary, "wb") as f:
             np.save(f, torch.cat(rows).numpy())
@@ -588,7 +578,7 @@ class Log:
             return
         (out / "previews").mkdir(exist_ok=True)
         forget_after(out / "log.jsonl", start)
-        self.bar = tqdm(total=c.steps, initial=start, desc="train", mininterval=2)
+        self.bar = commands.Progress(total=c.steps, initial=start, desc="train", mininterval=2)
         try:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import gan_mask
-from gan_mask import attacks, files, pretrained, templates
+from gan_mask import attacks, commands, files, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import gate, output, page
@@ -79,6 +79,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"exit with status 1 unless these hold: {gate.GRAMMAR}")  # fmt: skip
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
     attacks.add_options(parser)
+    commands.add_message_options(parser)
     return parser.parse_args(argv)
 
 
@@ -199,14 +200,8 @@ def settings_of(args: argparse.Namespace, embedders: Mapping[str, Any]) -> dict[
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    try:
+    with commands.ending():
         report = evaluate(args)
-    except (GanMaskError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
     if report is None:
         return
     print(f"\n{report['probes']} probes of {report['identities']} people ({report['split']} split)")

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from gan_mask import attacks, files, masking, templates
+from gan_mask.commands import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.looks import CHANGES, Looks
@@ -75,7 +75,7 @@ def work(e: Experiment, process: int, processes: int) -> None:
     """Do the units of this process; those that are there already are left as they are."""
     units = e.units()[process::processes]
     todo = [unit for unit in units if not e.kept(*unit).is_file()]
-    with tqdm(total=len(units), initial=len(units) - len(todo), unit="batch", disable=True if process else None) as bar:
+    with Progress(total=len(units), initial=len(units) - len(todo), unit="batch", disable=process > 0) as bar:
         for method, rows in todo:
             bar.set_description(method)
             _do(e, method, rows)

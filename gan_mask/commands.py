@@ -1,0 +1,99 @@
+"""What all commands share: --version, --quiet, --verbose, progress bars, and how they end.
+
+Exit codes: 0 done, 2 bad input or a file that cannot be read or written, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+import gan_mask
+from gan_mask.errors import GanMaskError
+
+LOG_SECONDS = 30.0  # between the lines of a progress bar that goes to a file
+
+
+class Messages:
+    """How much the running command says; set by its options, so that they are no setting of its result."""
+
+    quiet = False
+    verbose = False
+
+
+def add_message_options(parser: argparse.ArgumentParser) -> None:
+    """--version, --quiet and --verbose; nothing of them enters the namespace of options."""
+    Messages.quiet = Messages.verbose = False
+    group = parser.add_argument_group("messages")
+    group.add_argument("--version", action="version", version=f"gan_mask {gan_mask.__version__}")
+    group.add_argument("--quiet", action=_Set, help="no progress bars")
+    group.add_argument("--verbose", action=_Set, help="the whole traceback of an error, for a report of it")
+
+
+class _Set(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        self.name = dest
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, *_: Any) -> None:
+        setattr(Messages, self.name, True)
+
+
+class Progress(tqdm):  # type: ignore[type-arg]
+    """tqdm that keeps quiet when asked to, and that writes a line now and then where nobody watches (a log file)."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if Messages.quiet:
+            options["disable"] = True
+        if not sys.stderr.isatty():
+            options.update(mininterval=LOG_SECONDS, dynamic_ncols=False, ncols=100)
+        super().__init__(*args, **options)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        if file.isatty():
+            return tqdm.status_printer(file)
+
+        def line(text: str) -> None:
+            if text.strip():
+                file.write(text.strip() + "\n")
+                file.flush()
+
+        return line
+
+
+@contextmanager
+def ending(again: str = "the same command goes on from here") -> Iterator[None]:
+    """Turns errors that people can mend into one line on stderr and an exit code.
+
+    again: said when interrupted, and when a file or the disk fails.
+    """
+    try:
+        yield
+    except GanMaskError as error:
+        complaint = str(error)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = f"free some space; {again}" if full else again
+        complaint = f"{error.filename or 'file'}: {error.strerror or error}; {remedy}"
+    except KeyboardInterrupt:
+        print(f"interrupted; {again}", file=sys.stderr)
+        raise SystemExit(130) from None
+    else:
+        return
+    if Messages.verbose:
+        traceback.print_exc()
+    print(f"error: {printable(complaint)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def printable(text: str) -> str:
+    """File names need not be valid Unicode; terminals take nothing else."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

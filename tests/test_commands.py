@@ -1,0 +1,66 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+import gan_mask
+from gan_mask import commands
+from gan_mask.errors import GanMaskError
+
+MODULES = ("prepare", "training", "sampling", "evaluation", "harden", "alarm", "calibrate")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_version_and_message_options(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib import import_module
+
+    main = import_module(f"gan_mask.{module}").main
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"gan_mask {gan_mask.__version__}\n"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert {"--quiet", "--verbose"} <= set(capsys.readouterr().out.split())
+
+
+def test_endings(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, code, line in (
+        (GanMaskError("photo.jpg: no face"), 2, "error: photo.jpg: no face\n"),
+        (OSError(28, "Disk full", "a.png"), 2, "error: a.png: Disk full; free some space; try again
+"),
+        (OSError(13, "Not allowed", "a.png"), 2, "error: a.png: Not allowed; try again
+"),
+        (KeyboardInterrupt(), 130, "interrupted; try again\n"),
+    ):
+        with pytest.raises(SystemExit) as end, commands.ending("try again"):
+            raise error
+        assert (end.value.code, capsys.readouterr().err) == (code, line)
+    with pytest.raises(ZeroDivisionError), commands.ending():  # a bug keeps its traceback
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("options", "lines"), [([], 1), (["--quiet"], 0)])
+def test_progress_in_a_log_file_is_lines(options: list[str], lines: int) -> None:
+    code = """
+import argparse, sys
+from gan_mask import commands
+parser = argparse.ArgumentParser()
+commands.add_message_options(parser)
+assert vars(parser.parse_args()) == {}
+for _ in commands.Progress(range(1000), desc="work"):
+    pass
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], capture_output=True, text=True, check=True, cwd=REPOSITORY,
+        env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    assert "\r" not in done.stderr
+    assert sum("1000/1000" in line for line in done.stderr.splitlines()) == lines
+    assert len(done.stderr.splitlines()) <= 3 * lines
