@@ -31,7 +31,7 @@ BRIDGE = 28  # landmark on the nose's bridge at which a mask begins
 def halves(faces: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
     """Upper and lower part of upright faces (B, 3, H, W), each with the mean colour of what is left of it elsewhere.
 
-    landmarks (B, 68, 2) px. They part at the upper edge of a mask, so that no pixel of a mask is in the upper half.
+    landmarks (B, 68, 2) px. They part at the upper edge of a mask; on a tilted head a corner of it reaches higher.
     """
     rows = torch.arange(faces.shape[2], device=faces.device)
     upper = (rows[None] < landmarks[:, BRIDGE, 1, None])[:, None, :, None].to(faces)  # (B, 1, H, 1)
