@@ -33,10 +33,8 @@ def test_version_and_message_options(module: str, capsys: pytest.CaptureFixture[
 def test_endings(capsys: pytest.CaptureFixture[str]) -> None:
     for error, code, line in (
         (GanMaskError("photo.jpg: no face"), 2, "error: photo.jpg: no face\n"),
-        (OSError(28, "Disk full", "a.png"), 2, "error: a.png: Disk full; free some space; try again
-"),
-        (OSError(13, "Not allowed", "a.png"), 2, "error: a.png: Not allowed; try again
-"),
+        (OSError(28, "Disk full", "a.png"), 2, "error: a.png: Disk full; free some space; try again\n"),
+        (OSError(13, "Not allowed", "a.png"), 2, "error: a.png: Not allowed; try again\n"),
         (KeyboardInterrupt(), 130, "interrupted; try again\n"),
     ):
         with pytest.raises(SystemExit) as end, commands.ending("try again"):
