@@ -525,7 +525,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--faces", required=True, help="folder of photos, searched with its subfolders; it is never written to")
     add("--out", required=True, help="folder for the masked photos, results.csv and overview.png")
-    add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: checkpoints/synthfaces)")
+    add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
     add("--method", default="generator", choices=[m for m in attacks.METHODS if m != "none"], help="default: generator")
     add(
         "--template",
