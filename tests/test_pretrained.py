@@ -502,7 +502,8 @@ def test_unknown_names() -> None:
     known = "known: dlib, facenet-vggface2, facenet-casia-webface, onnx:SIDECAR.json"
     with pytest.raises(GanMaskError, match=f"unknown embedder 'arcfce'; {known}"):
         load_embedder("arcfce")
-    with pytest.raises(GanMaskError, match="unknown detector 'yolo'; known: classifier, classifier-hardened, onnx:SIDECAR.json"):
+    known = "classifier, classifier-hardened, onnx:SIDECAR.json"
+    with pytest.raises(GanMaskError, match=f"unknown detector 'yolo'; known: {known}"):
         load_detector("yolo")
     with pytest.raises(GanMaskError, match="unknown perceptual distance 'vgg'; known: lpips-alex"):
         load_perceptual("vgg")
