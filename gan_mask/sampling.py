@@ -46,6 +46,7 @@ DEFAULT_CHECKPOINT = templates.ASSETS / "generator"  # in the package; its card:
 FAR = 1e-3  # false-accept rate of the thresholds
 BATCH_PIXELS = 30_000_000  # of photos held in memory at a time (more only if one photo alone is larger)
 PAIRS = 24  # faces on the overview
+GALLERY = 200  # faces in the gallery, about 50 kB each
 JOURNAL = ".sample.jsonl"  # in OUT: the settings, then one line per finished photo
 
 Row = dict[str, Any]
@@ -366,6 +367,8 @@ def sample(args: argparse.Namespace) -> list[Row]:
     rows_of_all = [row for name in names for row in journal.entries[name]["rows"]] + problems
     write_table(out / "results.csv", rows_of_all, sampler)
     write_overview(out / "overview.png", rows_of_all, sampler)
+    if args.show:
+        write_gallery(out / "gallery.html", rows_of_all, sampler)
     print_summary(rows_of_all, sampler)
     return rows_of_all
 
@@ -408,14 +411,29 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
 
 
 def write_overview(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
-    """Unmasked and masked faces, evenly chosen from the table."""
-    masked = [row for row in rows if row["status"] == "ok"]
-    if not masked:
+    """A picture of unmasked and masked faces."""
+    pairs, title = _pairs(rows, sampler, PAIRS)
+    if pairs:
+        report.contact_sheet(pairs, f"unmasked | masked: {title}", path)
+    else:
         path.unlink(missing_ok=True)  # of an earlier run
-        return
-    chosen = [masked[i] for i in np.linspace(0, len(masked) - 1, min(PAIRS, len(masked))).astype(int)]
-    title = f"unmasked | masked: {len(chosen)} of {len(masked)} faces, method {sampler.method_name}"
-    report.contact_sheet([_pair(row, sampler) for row in chosen], title, path)
+
+
+def write_gallery(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
+    """A page with a slider between each unmasked and masked face."""
+    from gan_mask import gallery  # needs jinja2
+
+    pairs, title = _pairs(rows, sampler, GALLERY)
+    gallery.write(pairs, title, path)
+    print(f"gallery: {path}")
+
+
+def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[report.Pair], str]:
+    """At most so many faces, evenly chosen from the table, and what they are."""
+    masked = [row for row in rows if row["status"] == "ok"]
+    chosen = [masked[i] for i in np.linspace(0, len(masked) - 1, min(most, len(masked))).astype(int)]
+    title = f"{len(chosen)} of {len(masked)} faces, method {sampler.method_name}"
+    return [_pair(row, sampler) for row in chosen], title
 
 
 def _pair(row: Row, sampler: Sampler) -> report.Pair:
@@ -508,7 +526,7 @@ def checkpoint_of(args: argparse.Namespace) -> Path:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the outputs depend on; the same settings go on with what is in OUT."""
-    values = {k: v for k, v in vars(args).items() if k not in ("out", "device", "batch_size")}
+    values = {k: v for k, v in vars(args).items() if k not in ("out", "device", "batch_size", "show")}
     values |= {"faces": str(Path(args.faces).resolve()), "version": gan_mask.__version__}
     if args.method == "generator":
         folder = checkpoint_of(args)
@@ -533,6 +551,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "one nearest in skin tone and pose (default: the checkpoint's)",
     )
     add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
+    add("--show", action="store_true", help="write OUT/gallery.html, too: a slider between before and after per face")
     add("--largest", action="store_true", help="only the largest face of each photo")
     add(
         "--embedders",

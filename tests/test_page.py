@@ -1,11 +1,11 @@
-"""The report's page: whole, alone, the same for the same report, and readable on a narrow screen."""
+"""The page of a report and the gallery: what a browser and a reader get."""
 
 from __future__ import annotations
 
 import copy
-import html.parser
 import shutil
-import subprocess
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,140 +13,254 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gan_mask import gallery
 from gan_mask.evaluation import page
+from gan_mask.report import Pair
 
-HOSTILE = "onnx:nets/<script>alert(1)</script>.json"
+METHODS = ["none", "plain", "dm", "mf2m", "generator"]
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+VOID = {"meta", "img", "br", "input", "link"}
+NETWORK = "onnx:configs/networks/mobileface.json"
 
 
-def cell(rate: float | None, spread: float = 0.1) -> dict[str, Any]:
+def cell(rate: float | None, spread: float = 0.05) -> dict[str, Any]:
     if rate is None:
         return {"rate": None, "low": None, "high": None, "probes": 0}
-    return {"rate": rate, "low": rate - spread, "high": rate + spread, "probes": 40}
+    return {"rate": rate, "low": max(0, rate - spread), "high": min(1, rate + spread), "probes": 600}
 
 
-METHODS = {"none": 0.0, "plain": 0.1, "dm": 0.5, "mf2m": 0.9, "generator": None}
+def table(embedder: str, detector: str) -> dict[str, dict[str, Any]]:
+    rows = {}
+    for i, method in enumerate(METHODS):
+        rows[method] = {
+            "face found": cell(0.98),
+            f"dodging {embedder}": cell(0.2 * i),
+            f"mask detection {detector}": cell(0.1),
+            "joint success": cell(0.137 + 0.2 * i),
+        }
+        if method in ("mf2m", "generator"):
+            rows[method][f"dodging {embedder} net of plain"] = cell(-0.031)
+    rows["none"]["joint success"] = cell(None)
+    return rows
+
+
+def curves() -> dict[str, dict[str, Any]]:
+    far = np.geomspace(1e-6, 1, 40)
+    return {
+        m: {
+            "TAR at FAR 0.001": cell(0.9),
+            "EER": cell(0.02),
+            "roc": {"far": list(far), "tar": list(far ** (0.1 + i / 9))},
+        }
+        for i, m in enumerate(METHODS)
+    }
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> dict[str, Any]:
+def out(tmp_path: Path) -> Path:
     for method in METHODS:
-        for i in range(10):
-            path = tmp_path / "faces" / method / f"{i:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((64, 64, 3), 20 * i, np.uint8)).save(path)
-    rates = {m: {"face found": cell(1.0), "joint success": cell(r)} for m, r in METHODS.items()}
-    roc = {"far": [1e-4, 1e-3, 1e-2, 1.0], "tar": [0.2, 0.5, 0.7, 1.0]}
+        (tmp_path / "faces" / method).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (32, 32), (40 * i, 90, 120)).save(tmp_path / "faces" / method / f"{i}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    sets = {"surrogates": ("dlib", "classifier"), "held-out": (NETWORK, "onnx:other.json")}
+    threshold = {"thresholds": {"0.01": 0.31, "0.001": 0.42}, "impostor_pairs": 1995352, "source": "train split"}
     return {
-        "version": "0", "data": "faces & <b>friends</b>", "split": "test", "seed": 0, "probes": 40, "identities": 9,
-        "far": 0.001, "fars": [0.01, 0.001], "templates": ["faces"], "checkpoint": None,
-        "command": {"data": "my faces", "methods": list(METHODS), "far": 0.001, "harmonise": False, "cache": None},
+        "version": "9.9", "data": "/data/set", "split": "test", "seed": 0, "probes": 600, "identities": 200,
+        "far": 0.001, "fars": [0.01, 0.001, 0.0001], "templates": ["faces"], "checkpoint": "checkpoints/x",
+        "command": {"data": "/data/my set", "methods": METHODS, "harmonise": False, "naturalness": True, "pairs": None},
         "embedders": {
-            name: {
-                "set": title, "thresholds": {"0.001": 0.4}, "refused": {"0.01": "few"},
-                "impostor_pairs": 5, "source": "x",
-            }
-            for name, title in (("dlib", "surrogates"), (HOSTILE, "held-out"))
+            e: {"set": title, "refused": {"0.0001": "too few pairs"}, **threshold} for title, (e, _) in sets.items()
         },
-        "detectors": {"classifier": {"set": "surrogates"}},
-        "rates": {title: {"0.001": rates} for title in ("surrogates", "held-out")},
-        "transfer": {m: {n: {"classifier": cell(r)} for n in ("dlib", HOSTILE)} for m, r in METHODS.items()},
-        "verification": {n: {m: {"EER": cell(0.1), "roc": roc} for m in METHODS} for n in ("dlib", HOSTILE)},
+        "detectors": {d: {"set": title} for title, (_, d) in sets.items()},
+        "rates": {title: {far: table(*pair) for far in ("0.001", "0.01")} for title, pair in sets.items()},
+        "transfer": {m: {e: {d: cell(0.4) for _, d in sets.values()} for e, _ in sets.values()} for m in METHODS},
+        "verification": {e: curves() for e, _ in sets.values()},
         "identification": {
-            "dlib": {"distractors": 7, "gallery": 9, "methods": {m: {"rank-1": cell(0.5)} for m in METHODS}},
+            e: {"distractors": 1000, "gallery": 200, "methods": {m: {"rank-1": cell(0.7)} for m in METHODS}}
+            for e, _ in sets.values()
         },
-        "robustness": {"surrogates": {m: {"JPEG 75": cell(r)} for m, r in METHODS.items()}},
-        "robustness_probes": 8,
-        "naturalness": {m: {"LPIPS to DM": cell(0.1)} if m != "dm" else {"realism AUC": cell(0.6)} for m in METHODS},
-        "lfw": {"dlib": {"accuracy": 0.98, "sd": 0.01, "pairs": 100, "missing": 0}},
-        "notes": ["dlib, FAR 0.01: few"],
-        "pictures": {"faces": {m: [f"faces/{m}/{i:05d}.png" for i in range(10)] for m in METHODS}},
+        "naturalness": {
+            m: {"LPIPS to DM": cell(0.05, 0.01), "realism AUC": {"rate": 0.8, "low": None, "high": None, "probes": 600}}
+            for m in METHODS
+        },
+        "robustness": {
+            title: {m: {"unchanged": cell(0.5), "JPEG 30": cell(None), "blur 1 px": cell(0.4)} for m in METHODS}
+            for title in sets
+        },
+        "robustness_probes": 100,
+        "lfw": {"dlib": {"accuracy": 0.9938, "sd": 0.003, "pairs": 5990, "missing": 10}},
+        "notes": ["dlib, FAR 0.0001: too few pairs"],
+        "pictures": {"strip": "strip.png", "faces": {m: [f"faces/{m}/{i}.png" for i in range(3)] for m in METHODS}},
     }  # fmt: skip
 
 
 COST = {
-    "machine": "a <machine>", "peak_memory_mb": 10,
-    "methods": {m: {"seconds_per_face": 0.1, "iterations": cell(5.0) if m == "mf2m" else None} for m in METHODS},
-}  # fmt: skip
+    "machine": "x86_64, 1 threads, device cpu",
+    "peak_memory_mb": 1200,
+    "methods": {m: {"seconds_per_face": 0.0123, "iterations": cell(None) if m == "mf2m" else None} for m in METHODS},
+}
 
 
-class Reader(html.parser.HTMLParser):
-    def __init__(self) -> None:
+class Page(HTMLParser):
+    """Tags in order, all text, and that every element is closed."""
+
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
         self.text = ""
+        self.feed(text)
+        assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
-
-def read(folder: Path) -> Reader:
-    reader = Reader()
-    reader.feed((folder / "index.html").read_text(encoding="utf-8"))
-    return reader
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_shows_the_figures_and_needs_nothing_else(report: dict[str, Any], tmp_path: Path) -> None:
-    page.write(report, COST, tmp_path)
-    reader = read(tmp_path)
-    assert "90.0 [80.0, 100.0]" in reader.text and "dlib, FAR 0.01: few" in reader.text and "refused" in reader.text
-    assert "--data 'my faces'" in reader.text and "--harmonise" not in reader.text
-    images = [attributes for tag, attributes in reader.tags if tag == "img"]
-    assert len(images) == page.FACES * len(METHODS)
-    assert all((a["src"] or "").startswith("data:image/jpeg;base64,") and a["alt"] for a in images)
-    for tag, attributes in reader.tags:
+def written(report: dict[str, Any], out: Path, cost: dict[str, Any] = COST) -> Page:
+    page.write(report, cost, out)
+    return Page((out / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_needs_nothing_else_and_can_be_read_aloud(report: dict[str, Any], out: Path) -> None:
+    result = written(report, out)
+    assert not result.all("script") and not result.all("link")
+    for _, attributes in result.tags:
         for name in ("src", "href", "xlink:href"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
-    assert all("scope" in attributes for tag, attributes in reader.tags if tag == "th")
-    assert (tmp_path / "index.html").stat().st_size < 3e6
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg"))
+    text = (out / "index.html").read_text()
+    assert "url(http" not in text and "@import" not in text
+    assert len(text) < 3e6
+    ids = [attributes["id"] for _, attributes in result.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert all(f"#{attributes['id']}" for attributes in result.all("section") if "id" in attributes)
+    assert {a["href"] for a in result.all("a")} <= {f"#{i}" for i in ids}
+    assert len(result.all("img")) == 15 and all(image["alt"] for image in result.all("img"))
+    assert len(result.all("h1")) == 1
 
 
-def test_names_are_text_whatever_they_are(report: dict[str, Any], tmp_path: Path) -> None:
-    page.write(report, COST, tmp_path)
-    reader = read(tmp_path)
-    assert not [tag for tag, _ in reader.tags if tag == "script"]
-    assert "faces & <b>friends</b>" in reader.text and "a <machine>" in reader.text
+def test_figures_with_intervals_thresholds_and_command(report: dict[str, Any], out: Path) -> None:
+    text = written(report, out).text
+    for shown in ("93.7", "[88.7, 98.7]", "−3.1", "0.3100", "1,995,352", "refused", "99.38", "12.3", "too few pairs"):
+        assert shown in text
+    assert "--data '/data/my set' --methods none plain dm mf2m generator --naturalness --out OUT" in text
+    assert "--harmonise" not in text
 
 
-def test_the_same_report_gives_the_same_bytes(report: dict[str, Any], tmp_path: Path) -> None:
-    page.write(report, COST, tmp_path)
-    first = (tmp_path / "index.html").read_bytes()
-    page.write(copy.deepcopy(report), COST, tmp_path)
-    assert (tmp_path / "index.html").read_bytes() == first
+def test_the_same_report_gives_the_same_bytes(report: dict[str, Any], out: Path) -> None:
+    written(report, out)
+    first = (out / "index.html").read_bytes()
+    written(copy.deepcopy(report), out)
+    assert (out / "index.html").read_bytes() == first
 
 
-@pytest.mark.parametrize(
-    "missing", [("lfw", "naturalness"), ("robustness", "transfer", "identification"), ("verification", "pictures")]
-)
-def test_parts_may_be_absent(report: dict[str, Any], tmp_path: Path, missing: tuple[str, ...]) -> None:
-    for part in missing:
-        del report[part]
-    del report["rates"]["held-out"]
-    for row in report["rates"]["surrogates"]["0.001"].values():
-        del row["joint success"]  # as without detectors
-    page.write(report, COST, tmp_path)
-    assert "Rates" in read(tmp_path).text
+PARTS = ["transfer", "verification", "identification", "naturalness", "robustness", "lfw", "notes", "pictures"]
 
 
-@pytest.mark.slow
-def test_a_browser_shows_it_without_sideways_scrolling(report: dict[str, Any], tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("needs chromium (Debian's package of that name)")
-    page.write(report, COST, tmp_path)
-    text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    # The page reports its own width from inside an iframe as wide as a phone.
-    (tmp_path / "framed.html").write_text(text.replace("</main>", "</main><script>"
-        "parent.postMessage(document.documentElement.scrollWidth, '*')</script>"), encoding="utf-8")  # fmt: skip
-    (tmp_path / "outer.html").write_text("<p id=w></p><iframe src=framed.html width=400 height=800></iframe><script>"
-        "onmessage = e => { document.getElementById('w').textContent = 'width ' + e.data }</script>")  # fmt: skip
-    done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom",
-         "--allow-file-access-from-files", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}",
-         (tmp_path / "outer.html").as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    width = int(done.stdout.split("width ")[1].split("<")[0])
-    assert 380 <= width <= 400
+@pytest.mark.parametrize("part", [*PARTS, "held-out", "all"])
+def test_parts_may_be_absent(report: dict[str, Any], out: Path, part: str) -> None:
+    for name in PARTS if part == "all" else [part]:
+        report.pop(name, None)
+    if part in ("held-out", "all"):
+        for rates in (report["rates"], report.get("robustness", {})):
+            rates.pop("held-out", None)
+    result = written(report, out, {} if part == "all" else COST)
+    assert "93.7" in result.text
+
+
+def test_a_set_without_a_detector_says_so(report: dict[str, Any], out: Path) -> None:
+    for rows in report["rates"]["held-out"].values():
+        for row in rows.values():
+            del row["joint success"]
+    assert "No joint success" in written(report, out).text
+
+
+def test_names_are_text_whatever_they_contain(report: dict[str, Any], out: Path) -> None:
+    text = repr(report).replace("'/data/set'", repr(HOSTILE)).replace(NETWORK, "onnx:$x$ <b>&amp;")
+    hostile = eval(text)  # our own literal
+    hostile["rates"]["surrogates"]["0.001"][HOSTILE] = {"joint success": cell(0.5)}
+    hostile["robustness"]["surrogates"]["mf2m"][HOSTILE] = cell(0.5)
+    hostile["robustness"]["surrogates"] = {
+        m: {**row, HOSTILE: cell(0.5)} for m, row in hostile["robustness"]["surrogates"].items()
+    }
+    hostile["verification"]["dlib"][HOSTILE] = hostile["verification"]["dlib"]["mf2m"]
+    hostile["notes"] = [HOSTILE, "not UTF-8: \udcff"]
+    result = written(hostile, out)
+    assert not result.all("script") and all(image["src"] != "x" for image in result.all("img"))
+    assert HOSTILE in result.text and "$x$ <b>&amp;" in result.text
+
+
+# ------------------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium with chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as opened:
+        yield opened
+
+
+def show(browser: Any, path: Path, width: int) -> None:
+    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get(path.as_uri())
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_fits_the_screen(browser: Any, report: dict[str, Any], out: Path, width: int) -> None:
+    report["data"] = "/a-long-name-without-a-break" * 8
+    written(report, out)
+    show(browser, out / "index.html", width)
+    loaded = "return [...document.images].every(image => image.naturalWidth > 0)"
+    assert browser.execute_script(loaded)
+
+
+def test_sliders_of_the_gallery_move(browser: Any, tmp_path: Path) -> None:
+    pairs = [
+        Pair(Image.new("RGB", (200, 200), "red"), Image.new("RGB", (400, 400), "blue"), [name, "dlib: other person"])
+        for name in ("a.jpg", HOSTILE, "\udcff.jpg")
+    ]
+    path = tmp_path / "gallery.html"
+    gallery.write(pairs, f"3 faces {HOSTILE}", path)
+    for width in (400, 1280):
+        show(browser, path, width)
+    assert HOSTILE in browser.find_element("tag name", "h1").text
+    sliders = browser.find_elements("css selector", ".pair input")
+    shares = "return [...document.querySelectorAll('.pair')].map(p => getComputedStyle(p).getPropertyValue('--at'))"
+    assert browser.execute_script(shares) == ["50%"] * 3
+    sliders[0].send_keys("\ue014" * 5)  # arrow to the right
+    assert browser.execute_script(shares) == ["55%", "50%", "50%"]
+    browser.find_element("css selector", "[data-all]").send_keys("\ue010")  # end
+    assert browser.execute_script(shares) == ["100%"] * 3

@@ -315,6 +315,17 @@ def test_optimised_methods_take_their_options_and_say_what_they_took(
         assert wrong.split("=")[0] in error and remedy in error
 
 
+def test_show_writes_a_gallery_of_every_face(run: Run, tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, *PEOPLE[:2])
+    assert run(folder, tmp_path / "out", "--method", "dm") == 0
+    assert not (tmp_path / "out" / "gallery.html").exists()
+    written = (tmp_path / "out" / f"{PEOPLE[0]}.png").stat().st_mtime_ns
+    assert run(folder, tmp_path / "out", "--method", "dm", "--show") == 0  # nothing is masked anew for it
+    assert (tmp_path / "out" / f"{PEOPLE[0]}.png").stat().st_mtime_ns == written
+    page = (tmp_path / "out" / "gallery.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 4 and f"{PEOPLE[0]}.png" in page
+
+
 def test_a_photo_as_template_and_no_networks_to_measure_with(run: Run, tmp_path: Path) -> None:
     folder = small_folder(tmp_path, 4)
     face(14).save(tmp_path / "template.jpg")
