@@ -1,6 +1,6 @@
 """How natural the masks look: distances to the DM result, statistics against real faces, a real-or-masked classifier.
 
-BRISQUE and NIQE are not measured: no kept library was found that brings their model data along.
+BRISQUE and NIQE are not measured: docs/evaluation.md says why.
 """
 
 from __future__ import annotations
