@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gan_mask import masking, templates
 from gan_mask.errors import GanMaskError
+from gan_mask.faces import to_8_bit
 
 BACKGROUND, BARE, MASKED = range(3)  # as in pretrained.classifier.CLASSES
 
@@ -122,7 +123,7 @@ class Camera:
                 A.ToGray(p=0.05),
             ])  # fmt: skip
         self.pipeline.set_random_seed(seed)
-        image = (face * 255).round().byte().permute(1, 2, 0).numpy()
+        image = to_8_bit(face)
         return torch.from_numpy(np.ascontiguousarray(self.pipeline(image=image)["image"])).permute(2, 0, 1) / 255
 
 

@@ -565,6 +565,22 @@ class Validation:
 LOGGED, PICTURES = 10_000, 100  # at most, however long the run, so that its logs stay small
 
 
+# TensorBoard's "Custom Scalars" page: figures that belong together, in one chart each.
+CHARTS = {
+    "generator": {
+        "evasion": ["Multiline", ["train/dodging", "train/undetected", "train/found"]],
+        "naturalness": ["Multiline", ["train/realism", "train/fidelity", "train/smooth", "train/perceptual"]],
+        "texture": ["Multiline", ["train/change", "train/texture_std"]],
+    },
+    "discriminator": {"loss": ["Multiline", ["train/d_logistic", "train/d_r1"]]},
+    "training": {
+        "gradient norms": ["Multiline", ["train/g_norm", "train/d_norm"]],
+        "speed": ["Multiline", ["train/images_per_second"]],
+    },
+    "validation": {"rates": ["Multiline", ["val/.*"]]},
+}
+
+
 class Log:
     """Progress bar, log.jsonl, TensorBoard and previews/ of the main process."""
 
@@ -583,6 +599,8 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=start)
+            self.writer.add_custom_scalars(CHARTS)
+            self.writer.add_text("options", f"```yaml\n{config.to_yaml(c)}```", start)
         except ImportError:
             print("tensorboard is not installed: figures go to log.jsonl only", file=sys.stderr)
 

@@ -1,12 +1,14 @@
 """The training loop on tiny fake networks: seconds, on the CPU."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gan_mask import load_generator, training
 
@@ -34,7 +36,12 @@ def test_two_steps_make_a_loadable_generator_logs_and_a_preview(fakes, prepared,
     assert {line["group"] for line in lines} == {"train", "val"}
     assert {"dodging", "undetected", "realism", "d_logistic", "fidelity"} <= set(lines[0])
     assert list((tmp_path / "run" / "previews").glob("*.png"))
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert "custom_scalars__config__" in tags["tensors"] and "options/text_summary" in tags["tensors"]
+    charted = {tag for group in training.CHARTS.values() for _, names in group.values() for tag in names}
+    unheard = {tag for tag in charted if not any(re.fullmatch(tag, known) for known in tags["scalars"])}
+    assert unheard == {"train/perceptual"}  # which this training does without
 
 
 def test_training_moves_every_network_and_lowers_the_attack_losses(fakes, prepared, tmp_path):
