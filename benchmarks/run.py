@@ -1,7 +1,7 @@
 """What the hot paths cost beside their floors: python benchmarks/run.py [--only SECTION ...] [--out FILE.json]
 
 Every figure is a ratio of times measured in one run: the contestants take turns, and the median over the rounds of
-each round's ratio counts, so that a busy machine slows both alike. Sections: geometry, methods, training, start-up.
+each round's ratio counts, so that a busy machine slows both alike (the loop over faces is timed once, on two faces). Sections: geometry, methods, training, start-up.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def geometry(quick: bool, device: str) -> dict[str, Any]:
         loop = take_turns({"loop": lambda i=image, p=points, t=texture: slow_wear(i[:2], p[:2], t[:2])}, 1)["loop"][0]
         ours = take_turns({"wear": lambda i=image, p=points, t=texture: masking.wear(i, p, t)}, rounds)["wear"]
         result[f"{size} px, speed-up over a loop of scikit-image"] = round(loop / 2 * batch / float(np.median(ours)), 1)
-    result["peak memory of wear, 160 px, MB per face"] = memory(device, quick)
+    result["memory allocated by wear, 160 px, MB per face"] = memory(device, quick)
     return result
 
 
 def slow_wear(image: Tensor, points: Tensor, texture: Tensor) -> list[np.ndarray]:
-    """The same warp face by face, with scikit-image's piecewise affine transform on the same triangulation."""
+    """The same warp face by face, with scikit-image's piecewise affine transform, which triangulates each face anew."""
     from skimage.transform import PiecewiseAffineTransform, warp
 
     height, width = texture.shape[2:]
