@@ -1,7 +1,8 @@
 """What the hot paths cost beside their floors: python benchmarks/run.py [--only SECTION ...] [--out FILE.json]
 
 Every figure is a ratio of times measured in one run: the contestants take turns, and the median over the rounds of
-each round's ratio counts, so that a busy machine slows both alike (the loop over faces is timed once, on two faces). Sections: geometry, methods, training, start-up.
+each round's ratio counts, so that a busy machine slows both alike (the loop over faces is timed once, on two
+faces). Sections: geometry, methods, training, start-up.
 """
 
 from __future__ import annotations
