@@ -540,31 +540,27 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("photos").add_argument
     add("--faces", required=True, help="folder of photos, searched with its subfolders; it is never written to")
     add("--out", required=True, help="folder for the masked photos, results.csv and overview.png")
-    add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
-    add("--method", default="generator", choices=[m for m in attacks.METHODS if m != "none"], help="default: generator")
-    add(
-        "--template",
-        help="what the mask shows: a shipped template, a face photo, 'random', or 'match': for each face the shipped "
-        "one nearest in skin tone and pose (default: the checkpoint's)",
-    )
-    add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
     add("--show", action="store_true", help="write OUT/gallery.html, too: a slider between before and after per face")
     add("--largest", action="store_true", help="only the largest face of each photo")
-    add(
-        "--embedders",
-        nargs="*",
-        default=["dlib"],
-        metavar="NAME",
-        help="measure similarity with these, optimise against them (default: dlib)",
-    )
-    add("--detectors", nargs="*", default=["classifier"], metavar="NAME", help="mask detectors (default: classifier)")
     add("--min-score", type=float, default=0.9, help="lowest score of a face, in [0, 1] (default: 0.9)")
+
+    add = parser.add_argument_group("masks").add_argument
+    add("--method", default="generator", choices=[m for m in attacks.METHODS if m != "none"], help="default: generator")
+    add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
+    add("--template", help="what the mask shows: a shipped template, a face photo, 'random', or 'match': for each face "
+        "the shipped one nearest in skin tone and pose (default: the checkpoint's)")  # fmt: skip
+    add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
+    add("--seed", type=int, default=0, help="of the methods' randomness and of random templates (default: 0)")
+
+    add = parser.add_argument_group("networks and device").add_argument
+    add("--embedders", nargs="*", default=["dlib"], metavar="NAME",
+        help="measure similarity with these, optimise against them (default: dlib)")  # fmt: skip
+    add("--detectors", nargs="*", default=["classifier"], metavar="NAME", help="mask detectors (default: classifier)")
     add("--batch-size", type=_positive, default=16, help="photos and faces at a time (default: 16)")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
-    add("--seed", type=int, default=0, help="of the methods' randomness and of random templates (default: 0)")
     attacks.add_options(parser)
     commands.add_message_options(parser)
     return parser.parse_args(argv)
