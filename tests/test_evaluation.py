@@ -402,6 +402,26 @@ def test_two_processes_share_the_work_and_report_the_same(prepared, tmp_path):
     assert len(list((tmp_path / "two" / "cache" / "dm").iterdir())) > 1  # there was something to share
 
 
+def test_a_network_that_changed_under_its_name_is_asked_again(fakes, prepared, tmp_path, monkeypatch):
+    """As in a gate that compares today's detector with yesterday's in one folder."""
+    options = ["--data", str(prepared), "--out", str(tmp_path), *USUAL, "--methods", "dm", "--probes", "4"]
+    evaluation.main(options)
+
+    class Alarmist(FakeDetector):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("shift", torch.tensor(100.0))
+
+        def forward(self, faces):
+            mask_logit, face_logit = super().forward(faces)
+            return mask_logit + self.shift, face_logit
+
+    monkeypatch.setitem(pretrained.DETECTORS, "fake", lambda name: Alarmist())
+    evaluation.main(options)
+    rates = json.loads((tmp_path / "report.json").read_text())["rates"]["surrogates"]["0.001"]
+    assert rates["dm"]["mask detection fake"]["rate"] == 1
+
+
 def test_thresholds_come_from_impostor_pairs_of_other_people(fakes, prepared, tmp_path, capsys):
     options = ["--data", str(prepared), "--out", str(tmp_path), "--methods", "dm", *USUAL]
     options.remove("--stored-thresholds")

@@ -14,7 +14,7 @@ import gan_mask
 from gan_mask import attacks, commands, files, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import gate, output, page
+from gan_mask.evaluation import gate, looks, output, page
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.protocol import choose_others, choose_probes
 from gan_mask.evaluation.report import cost_of, report_of
@@ -153,7 +153,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         Path(args.out), photos, probes, methods, bank, args.harmonise, config.softness, embedders, detectors,
         min(args.changed_probes, len(probes.index)), FaceFinder(device), device,
     )  # fmt: skip
-    settings = settings_of(args, embedders)
+    settings = settings_of(args, {**embedders, **detectors})
     if state.is_main_process:
         open_folder(experiment.out, settings, list(attacks.METHODS))
     state.wait_for_everyone()
@@ -187,14 +187,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     return report
 
 
-def settings_of(args: argparse.Namespace, embedders: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, networks: Mapping[str, Any]) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
     free = ("out", "cache", "require", "pairs", "naturalness", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
     values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
     if args.checkpoint:
         values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
-    values["networks"] = {name: getattr(e, "weights_sha256", name) for name, e in embedders.items()}
+    values["networks"] = {name: looks.fingerprint(name, network) for name, network in networks.items()}
+    values["photos"] = [files.sha256(name) for name in args.templates if Path(name).is_file()]
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,14 +125,23 @@ def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- clean faces
 
 
+def fingerprint(name: str, network: torch.nn.Module) -> str:
+    """Changes with a network's weights, and with its sidecar, which says how pictures are shown to it."""
+    digest = hashlib.sha256(name.encode())
+    for key, tensor in network.state_dict().items():
+        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    if name.startswith("onnx:"):
+        digest.update(Path(name.removeprefix("onnx:")).read_bytes())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def embed_clean(
     name: str, embedder: Embedder, photos: PreparedSet, index: np.ndarray, cache: Path, device: str
 ) -> np.ndarray:
     """Embeddings (N, D) of the prepared crops themselves, computed once per network, set and choice of faces."""
-    weights = getattr(embedder, "weights_sha256", name)
     data = files.sha256(photos.path / "index.npy")
-    key = files.digest(f"{weights} {data} {photos.split} {index.tolist()}")
+    key = files.digest(f"{fingerprint(name, embedder)} {data} {photos.split} {index.tolist()}")
     path = cache / f"{files.safe_name(name)}-{key[:16]}.npy"
     if path.is_file():
         try:
