@@ -439,7 +439,8 @@ def test_thresholds_come_from_impostor_pairs_of_other_people(fakes, prepared, tm
     scores = [vectors[i] @ vectors[j] for i in range(36) for j in range(i) if i // 3 != j // 3]
     accepted = (np.array(scores) >= found["thresholds"]["0.05"]).mean()
     assert 0.04 <= accepted <= 0.05
-    assert "--threshold-split test" in error(capsys, *options, "--threshold-split", "test")
+    for further in ([], ["--stored-thresholds"]):  # distractors are other people, too
+        assert "--threshold-split test" in error(capsys, *options, "--threshold-split", "test", *further)
 
 
 def test_held_out_networks_are_reported_apart(fakes, prepared, tmp_path, monkeypatch):

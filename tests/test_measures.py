@@ -61,6 +61,12 @@ def test_accuracy_is_the_best_threshold_of_the_other_folds() -> None:
     assert mean == pytest.approx(np.mean(rates), abs=0.011) and 0 < deviation < 0.1
 
 
+def test_the_best_threshold_does_not_part_equal_scores() -> None:
+    scores, same = np.array([3.0, 2.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False, False])
+    at = verification._best_threshold(scores, same)
+    assert ((scores >= at) == same).sum() == max(((scores >= c) == same).sum() for c in (0, 1.5, 2.5, 4))
+
+
 def test_ranks_are_brute_forces() -> None:
     similarity = RANDOM.integers(0, 6, (30, 12)).astype(float)  # with many ties
     mate = RANDOM.integers(0, 12, 30)

@@ -157,4 +157,4 @@ def realism(masked: np.ndarray, real: np.ndarray, identities: np.ndarray, real_i
     def auc(rows: np.ndarray) -> float:
         return float(roc_auc_score(label[rows], score[rows])) if len(set(label[rows])) > 1 else 0.5
 
-    return of_statistic(auc, people, draws=200)
+    return of_statistic(auc, people, draws=200) | {"probes": len(masked)}

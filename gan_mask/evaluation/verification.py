@@ -58,8 +58,9 @@ def _best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
     right = np.concatenate([[0], np.cumsum(same[order])]) + np.concatenate(
         [[(~same).sum()], (~same).sum() - np.cumsum(~same[order])]
     )
-    k = int(np.argmax(right))
     ordered = scores[order]
+    cut = np.concatenate([[True], ordered[1:] < ordered[:-1], [True]])  # equal scores are accepted together
+    k = int(np.argmax(np.where(cut, right, -1)))
     if k == 0:
         return np.inf
     return float(ordered[k - 1] if k == len(ordered) else (ordered[k - 1] + ordered[k]) / 2)
