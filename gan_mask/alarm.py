@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan_mask import attacks, commands, config, files, masking, pretrained, templates
 from gan_mask.config import option
@@ -42,15 +42,15 @@ def halves(faces: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
     return parts[0], parts[1]
 
 
-class UpperFace:
+class UpperFace(nn.Module):
     """Periocular fallback: a recogniser that is shown the upper half alone. Needs a threshold of its own."""
 
     def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
         self.embedder = embedder
         self.name = f"upper {embedder.name}"
-        self.weights_sha256 = f"upper {getattr(embedder, 'weights_sha256', embedder.name)}"
 
-    def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+    def forward(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         return self.embedder(halves(faces, landmarks)[0], landmarks)
 
 
@@ -198,8 +198,7 @@ def _crops(photos: PreparedSet, index: np.ndarray) -> np.ndarray:
 
 def seen(crops: np.ndarray, features: Features) -> np.ndarray:
     """Features (M, F) of those of the pictures uint8 (N, 3, S, S) in which a face is found, aligned anew."""
-    from gan_mask.evaluation.looks import to_tensors
-    from gan_mask.faces import FaceFinder, align
+    from gan_mask.faces import FaceFinder, align, to_tensors
     from gan_mask.landmarks import FRAMING
 
     finder = FaceFinder()

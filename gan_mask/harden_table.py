@@ -28,7 +28,7 @@ from gan_mask.evaluation import looks
 from gan_mask.evaluation.intervals import Cell, interval, of_statistic
 from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
-from gan_mask.faces import FaceFinder, read_image
+from gan_mask.faces import FaceFinder, read_image, to_tensors
 from gan_mask.harden_data import BARE, MASKED
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.protocol import Detector
@@ -155,7 +155,7 @@ def as_they_are(
     detectors: Mapping[str, Detector],
 ) -> Looks:  # fmt: skip
     """Looks at aligned crops uint8 (S, S, 3) with known landmarks (68, 2); every face counts as found."""
-    faces, landmarks = looks.to_tensors(list(zip(pictures, points, strict=True)), "cpu")
+    faces, landmarks = to_tensors(list(zip(pictures, points, strict=True)), "cpu")
     every = np.ones(len(pictures), bool)
     seen = Looks(every, every, {name: e(faces, landmarks).numpy() for name, e in embedders.items()})
     for name, detector in detectors.items():

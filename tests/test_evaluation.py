@@ -402,6 +402,15 @@ def test_two_processes_share_the_work_and_report_the_same(prepared, tmp_path):
     assert len(list((tmp_path / "two" / "cache" / "dm").iterdir())) > 1  # there was something to share
 
 
+@pytest.mark.parametrize("without", ["recognisers", "detectors"])
+def test_networks_of_one_kind_are_enough(fakes, prepared, tmp_path, without):
+    options = ["--data", str(prepared), "--out", str(tmp_path), *USUAL, "--methods", "dm", "--probes", "4"]
+    evaluation.main([*options, "--surrogates" if without == "recognisers" else "--detectors"])
+    row = json.loads((tmp_path / "report.json").read_text())["rates"]["surrogates"]["0.001"]["dm"]
+    assert list(row)[2:] == ["mask detection fake" if without == "recognisers" else "dodging fake"]
+    assert (tmp_path / "index.html").is_file()
+
+
 def test_a_network_that_changed_under_its_name_is_asked_again(fakes, prepared, tmp_path, monkeypatch):
     """As in a gate that compares today's detector with yesterday's in one folder."""
     options = ["--data", str(prepared), "--out", str(tmp_path), *USUAL, "--methods", "dm", "--probes", "4"]

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gan_mask import alarm, harden, harden_data, harden_table, masking, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import looks
 from gan_mask.harden import HardenConfig
 from gan_mask.landmarks import frame
 from gan_mask.pretrained import load_detector
@@ -210,6 +211,18 @@ def test_a_calibrated_alarm_comes_back_from_its_file(tmp_path: Path, fakes: None
 
 
 # ------------------------------------------------------------------------------------------- the table
+
+
+def test_the_periocular_fallback_is_embedded_and_kept_like_any_recogniser(prepared: Path, tmp_path: Path) -> None:
+    photos, index = PreparedSet(prepared, "test"), np.arange(3)
+    whole, upper = FakeEmbedder(), alarm.UpperFace(FakeEmbedder())  # type: ignore[arg-type]
+    one = looks.embed_clean("upper fake", upper, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
+    again = looks.embed_clean("upper fake", upper, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
+    other = looks.embed_clean("fake", whole, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
+    assert np.array_equal(one, again) and not np.allclose(one, other)
+    items = [photos[int(i)] for i in index]
+    expected = upper(torch.stack([i["face"] for i in items]), torch.stack([i["landmarks"] for i in items]))
+    np.testing.assert_allclose(one, expected.numpy(), rtol=1e-6)
 
 
 def test_auc_agrees_with_scikit_learn() -> None:

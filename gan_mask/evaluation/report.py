@@ -37,7 +37,7 @@ def report_of(
     """All figures that depend on data, options and seed alone: the same again in a second run."""
     people = e.probes.identity
     seen = {name: rates.seen_of(s, clean.mates) for name, s in looked.items()}
-    fars = {far for c in calibration.values() for far in c["thresholds"]}
+    fars = {f"{args.far:g}", *(far for c in calibration.values() for far in c["thresholds"])}
     at = {far: {name: c["thresholds"].get(far, np.nan) for name, c in calibration.items()} for far in fars}
     headline = at[f"{args.far:g}"]
     title_of = {name: title for title, networks in sets.items() for group in networks for name in group}
