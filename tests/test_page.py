@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import shutil
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from gan_mask import gallery
-from gan_mask.evaluation import page
+from gan_mask.evaluation import command, page
 from gan_mask.report import Pair
 
 METHODS = ["none", "plain", "dm", "mf2m", "generator"]
@@ -170,6 +172,25 @@ def test_the_same_report_gives_the_same_bytes(report: dict[str, Any], out: Path)
     first = (out / "index.html").read_bytes()
     written(copy.deepcopy(report), out)
     assert (out / "index.html").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["--fars"], ["--surrogates", "--detectors"], ["--require", "generator joint success >= 0.1"]]
+)
+def test_the_command_means_the_same_options(report: dict[str, Any], out: Path, given: list[str]) -> None:
+    options = vars(command.arguments(["--data", "my set", "--out", "OUT", *given]))
+    report["command"] = {k: v for k, v in options.items() if k != "out"}
+    written(report, out)
+    printed = next(text for text in (out / "index.html").read_text().split("<pre>")[1:]).split("</pre>")[0]
+    words = shlex.split(unescape(printed))
+    assert words[:3] == ["python", "-m", "gan_mask.evaluation"]
+    assert vars(command.arguments(words[3:])) == options
+
+
+def test_a_recogniser_that_misses_nobody_has_an_empty_det_plot(report: dict[str, Any], out: Path) -> None:
+    for cells in report["verification"]["dlib"].values():
+        cells["roc"]["tar"] = [1.0] * len(cells["roc"]["far"])
+    assert "DET curves of dlib" in str(written(report, out).tags)
 
 
 PARTS = ["transfer", "verification", "identification", "naturalness", "robustness", "lfw", "notes", "pictures"]

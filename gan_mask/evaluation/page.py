@@ -94,8 +94,9 @@ def _command(options: Mapping[str, Any]) -> str:
         if value is True:
             words.append(flag)
         elif isinstance(value, list):
-            words += [flag, *map(shlex.quote, map(str, value))] if value else []
-        elif value not in (None, False):
+            # Named without values it means none of them; left out it would mean the default.
+            words += [flag, *map(shlex.quote, map(str, value))] if value or name != "require" else []
+        elif value is not None and value is not False:
             words += [flag, shlex.quote(str(value))]
     return " ".join([*words, "--out OUT"])
 
@@ -130,13 +131,17 @@ def _roc(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str) 
 
 
 def _det(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str) -> str:
-    """A curve ends where no mated pair is rejected any more: the axis has no zero."""
+    """A curve ends where no mated pair is rejected any more: the axis has no zero. Empty when none ever is."""
     drawing, axes = _drawing(4.6, 3.4)
+    drawn = False
     for method, cells in methods.items():
         missed = 100 * (1 - np.array(cells["roc"]["tar"]))
         axes.plot(cells["roc"]["far"], np.where(missed > 1e-9, missed, np.nan), **_line(method))
+        drawn = drawn or bool((missed > 1e-9).any())
     _mark(axes, fars)
     axes.set(xscale="log", yscale="log", xlabel="false-accept rate", ylabel="false-reject rate, %", title="DET")
+    if not drawn:
+        axes.set(xlim=(min(fars) / 10, 1), ylim=(0.1, 100))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return _svg(drawing, key)
 
