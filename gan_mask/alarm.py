@@ -89,20 +89,16 @@ class Alarm:
 
 
 def logistic(features: np.ndarray, labels: np.ndarray, ridge: float = 1e-3) -> tuple[np.ndarray, float]:
-    """Weights (F,) and intercept of a logistic regression of labels (N,) in {0, 1}; classes weigh alike. Newton."""
-    mean, scale = features.mean(0), features.std(0) + 1e-9
-    x = np.column_stack([(features - mean) / scale, np.ones(len(features))])
-    share = np.where(labels == 1, 0.5 / max(1, (labels == 1).sum()), 0.5 / max(1, (labels == 0).sum()))
-    penalty = ridge * np.diag([*np.ones(features.shape[1]), 0.0])
-    w = np.zeros(x.shape[1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-(x @ w).clip(-30, 30)))
-        gradient = x.T @ (share * (p - labels)) + penalty @ w
-        curvature = (x * (share * p * (1 - p) + 1e-9)[:, None]).T @ x + penalty
-        step = np.linalg.solve(curvature, gradient)
-        w -= step * min(1.0, 5 / (np.abs(step).max() + 1e-12))
-    weights = w[:-1] / scale
-    return weights, float(w[-1] - weights @ mean)
+    """Weights (F,) and intercept of a logistic regression of labels (N,) in {0, 1}; classes weigh alike."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression(
+        C=1 / (ridge * len(labels)), class_weight="balanced", solver="newton-cholesky", tol=1e-6
+    ).fit(scaler.transform(features), labels)
+    weights = model.coef_[0] / scaler.scale_
+    return weights, float(model.intercept_[0] - weights @ scaler.mean_)
 
 
 def threshold(bare: np.ndarray, false_alarms: float) -> float:

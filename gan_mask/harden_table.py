@@ -8,7 +8,6 @@ DIR receives table.json, table.md, faces.png and the faces. The same command aga
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from gan_mask import alarm as alarms
-from gan_mask import attacks, config, files, harden, harden_data, masking, pretrained, templates
+from gan_mask import attacks, commands, config, files, harden, harden_data, masking, pretrained, templates
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import looks
-from gan_mask.evaluation.intervals import Cell, interval, of_statistic
+from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
 from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.faces import FaceFinder, read_image, to_tensors
@@ -136,7 +134,7 @@ def look_at(
     finder = None if photos else FaceFinder()
     pictures = [read_image(folder / f"{i:05d}.png") for i in range(len(row.index))]
     parts = []
-    for start in tqdm(range(0, len(pictures), 16), desc=row.name, mininterval=5):
+    for start in commands.Progress(range(0, len(pictures), 16), desc=row.name, mininterval=5):
         part = pictures[start : start + 16]
         if photos is None:
             assert finder
@@ -181,24 +179,11 @@ def either(logits: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.where(np.isnan(logits["before"]), np.nan, np.maximum(logits["before"], logits["after"]) > 0)
 
 
-def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Probability that a positive scores above a negative; ties count half."""
-    order = np.sort(negative)
-    below = np.searchsorted(order, positive, "left") + np.searchsorted(order, positive, "right")
-    return float(below.mean() / 2 / len(negative))
-
-
 def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, others: np.ndarray) -> Cell:
     """AUC with its interval over identities, those of both sides drawn together."""
-    good, clean = ~np.isnan(positive), ~np.isnan(negative)
-    score = np.concatenate([positive[good], negative[clean]])
-    label = np.repeat([True, False], [good.sum(), clean.sum()])
-
-    def statistic(rows: np.ndarray) -> float:
-        chosen, kind = score[rows], label[rows]
-        return auc(chosen[kind], chosen[~kind]) if kind.any() and not kind.all() else np.nan
-
-    return of_statistic(statistic, np.concatenate([people[good], others[clean]]), draws=300)
+    score, label = np.concatenate([positive, negative]), np.repeat([1, 0], [len(positive), len(negative)])
+    good = ~np.isnan(score)
+    return of_auc(score[good], label[good], np.concatenate([people, others])[good], draws=300)
 
 
 # ------------------------------------------------------------------------------------------- the table
@@ -297,24 +282,17 @@ def periocular(
     return result
 
 
-def percent(cell: Cell | None, factor: float = 100, digits: int = 1) -> str:
-    if cell is None or cell["rate"] is None:
-        return "–"
-    rate, low, high = (f"{factor * float(cell[key] or 0):.{digits}f}" for key in ("rate", "low", "high"))
-    return f"{rate} [{low}, {high}]"
-
-
 def markdown(result: Mapping[str, Any]) -> str:
     lines = ["| | " + " | ".join(COLUMNS) + " | faces |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name, cells in {**result["rows"], **result["real pack"]}.items():
-        values = [percent(cells.get(k), *((1, 3) if "AUC" in k else ())) for k in COLUMNS]
+        values = [shown(cells.get(k, NOTHING), *((1, 3) if "AUC" in k else ())) for k in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(values) + f" | {cells['mask detection after']['probes']} |")
     lines += ["", "| alarm | AUC |", "|---|---|"]
-    lines += [f"| {name} | {percent(cell, 1, 3)} |" for name, cell in result["alarm ablation"].items()]
+    lines += [f"| {name} | {shown(cell, 1, 3)} |" for name, cell in result["alarm ablation"].items()]
     names = list(result["periocular"])
     lines += ["", "| TAR at FAR 1e-3 | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row in result["rows"]:
-        lines.append(f"| {row} | " + " | ".join(percent(result["periocular"][n].get(row)) for n in names) + " |")
+        lines.append(f"| {row} | " + " | ".join(shown(result["periocular"][n].get(row, NOTHING)) for n in names) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -334,16 +312,11 @@ def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    try:
+    with commands.ending():
         c = config.parse(TableConfig, argv, (__doc__ or "").partition("\n\n")[0])
         if not c.data or not c.out:
             raise GanMaskError("--data (a prepared set) and --out (a folder) are needed")
         print(markdown(measure(c)))
-    except GanMaskError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -231,7 +231,8 @@ def test_auc_agrees_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     positive, negative = rng.integers(0, 9, 50).astype(float), rng.integers(0, 6, 70).astype(float)
     expected = roc_auc_score(np.repeat([1, 0], [50, 70]), np.concatenate([positive, negative]))
-    assert harden_table.auc(positive, negative) == pytest.approx(expected)
+    cell = harden_table.auc_cell(positive, np.arange(50), negative, np.arange(70))
+    assert cell["rate"] == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------------- what is shipped

@@ -17,18 +17,21 @@ from gan_mask.evaluation.protocol import Probes, choose_others, lfw_pairs
 from gan_mask.pretrained.thresholds import far_thresholds
 
 
+def cache_of(args: argparse.Namespace) -> Path:
+    return Path(args.cache) if args.cache else Path(args.out) / "cache" / "clean"
+
+
 class Clean:
     """Embeddings of clean faces, per recogniser: the mates, and the impostors that thresholds come from."""
 
     def __init__(self, args: argparse.Namespace, photos: PreparedSet, probes: Probes, embedders: Mapping[str, Any]):
-        cache = Path(args.cache) if args.cache else Path(args.out) / "cache" / "clean"
-        others = PreparedSet(args.data, args.threshold_split)
-        index = choose_others(others, args.threshold_faces, args.seed)
-        self.identities = others.identities[index]
+        self.photos = PreparedSet(args.data, args.threshold_split)  # of the impostors
+        self.index = choose_others(self.photos, args.threshold_faces, args.seed)
+        self.identities = self.photos.identities[self.index]
         self.mates, self.others = {}, {}
         for name, embedder in embedders.items():
-            self.mates[name] = looks.embed_clean(name, embedder, photos, probes.mate, cache, args.device)
-            self.others[name] = looks.embed_clean(name, embedder, others, index, cache, args.device)
+            self.mates[name] = looks.embed_clean(name, embedder, photos, probes.mate, cache_of(args), args.device)
+            self.others[name] = looks.embed_clean(name, embedder, self.photos, self.index, cache_of(args), args.device)
 
     def impostor_scores(self, name: str) -> np.ndarray:
         """All cosines between two of the impostors, each pair once."""
@@ -65,10 +68,9 @@ def lfw_accuracy(args: argparse.Namespace, embedders: Mapping[str, Any]) -> dict
     photos = PreparedSet(args.data)
     pairs = lfw_pairs(Path(args.pairs), photos)
     index, position = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
-    cache = Path(args.cache) if args.cache else Path(args.out) / "cache" / "clean"
     result = {}
     for name, embedder in embedders.items():
-        vectors = looks.embed_clean(name, embedder, photos, index, cache, args.device)[position]
+        vectors = looks.embed_clean(name, embedder, photos, index, cache_of(args), args.device)[position]
         scores = (vectors[: len(pairs.a)] * vectors[len(pairs.a) :]).sum(1)
         mean, deviation = verification.accuracy(scores, pairs.same, pairs.fold)
         result[name] = {"accuracy": mean, "sd": deviation, "pairs": len(pairs.a), "missing": pairs.missing}

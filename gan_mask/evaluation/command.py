@@ -16,7 +16,7 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import gate, looks, output, page
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
-from gan_mask.evaluation.protocol import choose_others, choose_probes
+from gan_mask.evaluation.protocol import choose_probes
 from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
@@ -164,14 +164,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     if perceptual:
         from gan_mask.evaluation import naturalness
 
-        others = PreparedSet(args.data, args.threshold_split)
-        index = choose_others(others, args.threshold_faces, args.seed)[: len(probes.index)]
+        real = clean.index[: len(probes.index)]
         report["naturalness"] = naturalness.measure(
             {name: experiment.paths(name) for name in methods},
-            torch.stack([others.faces(int(i)) for i in index]),
+            torch.stack([clean.photos.faces(int(i)) for i in real]),
             torch.stack([photos.landmarks(int(i)) for i in probes.index]),
             probes.identity,
-            others.identities[index],
+            clean.photos.identities[real],
             perceptual,
             device,
         )

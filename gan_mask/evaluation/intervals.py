@@ -48,6 +48,24 @@ def of_statistic(
     return _cell(float(statistic(np.arange(len(identities)))), values, len(identities))
 
 
+def of_auc(scores: np.ndarray, labels: np.ndarray, identities: np.ndarray, draws: int) -> Cell:
+    """Area under the ROC curve of scores (P,) for labels (P,) of 0 and 1; a draw without one of them counts as 0.5."""
+    from sklearn.metrics import roc_auc_score
+
+    def auc(rows: np.ndarray) -> float:
+        return float(roc_auc_score(labels[rows], scores[rows])) if len(set(labels[rows])) > 1 else 0.5
+
+    return of_statistic(auc, identities, draws)
+
+
+def shown(cell: Cell, factor: float = 100, digits: int = 1) -> str:
+    """12.3 [10.1, 14.5], or a dash where nothing was measured."""
+    if cell["rate"] is None:
+        return "-"
+    rate, low, high = (f"{factor * float(cell[key] or 0):.{digits}f}" for key in ("rate", "low", "high"))
+    return f"{rate} [{low}, {high}]"
+
+
 def _cell(value: float, draws: np.ndarray, probes: int) -> Cell:
     low, high = np.percentile(draws, [2.5, 97.5])
     return {"rate": value, "low": float(low), "high": float(high), "probes": probes}

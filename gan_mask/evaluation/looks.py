@@ -34,6 +34,12 @@ class Looks:
     mask_logit: dict[str, np.ndarray] = field(default_factory=dict)  # detector -> (P,), NaN likewise
     face_logit: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def head(self, count: int) -> Looks:
+        """The first pictures."""
+        parts = (self.embedding, self.mask_logit, self.face_logit)
+        first = ({name: values[:count] for name, values in part.items()} for part in parts)
+        return Looks(self.found[:count], self.found_dlib[:count], *first)
+
     def similarity(self, others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """embedder -> cosine (P,) to the embeddings (P, D) of other pictures."""
         return {name: (embeddings * others[name]).sum(1) for name, embeddings in self.embedding.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gan_mask import masking
-from gan_mask.evaluation.intervals import Cell, interval, of_statistic
+from gan_mask.evaluation.intervals import Cell, interval, of_auc
 from gan_mask.faces import read_image
 from gan_mask.pretrained.perceptual import Perceptual
 
@@ -139,7 +139,6 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 def realism(masked: np.ndarray, real: np.ndarray, identities: np.ndarray, real_identities: np.ndarray) -> Cell:
     """AUC of a cross-validated real-or-masked classifier; the interval resamples people, not classifiers."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -154,7 +153,4 @@ def realism(masked: np.ndarray, real: np.ndarray, identities: np.ndarray, real_i
         classifier, features, label, groups=people, cv=GroupKFold(FOLDS), method="decision_function"
     )
 
-    def auc(rows: np.ndarray) -> float:
-        return float(roc_auc_score(label[rows], score[rows])) if len(set(label[rows])) > 1 else 0.5
-
-    return of_statistic(auc, people, draws=200) | {"probes": len(masked)}
+    return of_auc(score, label, people, draws=200) | {"probes": len(masked)}

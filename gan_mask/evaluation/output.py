@@ -10,7 +10,7 @@ from typing import Any
 from gan_mask import files
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.clean import Clean
-from gan_mask.evaluation.intervals import NOTHING, Cell
+from gan_mask.evaluation.intervals import NOTHING, Cell, shown
 from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.run import Experiment, strip
 
@@ -83,13 +83,6 @@ def table(results: Mapping[str, Mapping[str, Cell]]) -> str:
     width = max(len(measure) for measure in measures) + 2
     lines = [" " * width + "".join(f"{name:>22}" for name in results)]
     for measure in measures:
-        cells = [_percent(row.get(measure, NOTHING)) for row in results.values()]
+        cells = [shown(row.get(measure, NOTHING)) for row in results.values()]
         lines.append(f"{measure:{width}}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
-
-
-def _percent(r: Cell) -> str:
-    if r["rate"] is None:
-        return "-"
-    value, low, high = (100 * float(r[key] or 0) for key in ("rate", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"

@@ -77,13 +77,16 @@ def report_of(
     if changed:
         first = slice(0, e.changed_probes)
         mates = {name: vectors[first] for name, vectors in clean.mates.items()}
-        clean_seen = {name: s for name, s in _head(looked, e.changed_probes).items()}
-        reference = rates.seen_of(clean_seen["none"], mates)
-        under = {m: {c: rates.seen_of(s, mates) for c, s in row.items()} for m, row in changed.items()}
-        for method, s in clean_seen.items():
-            under[method] = {"unchanged": rates.seen_of(s, mates), **under[method]}
+        under = {
+            method: {
+                change: rates.seen_of(s, mates)
+                for change, s in {"unchanged": looked[method].head(e.changed_probes), **row}.items()
+            }
+            for method, row in changed.items()
+        }
+        clean_probes = under["none"]["unchanged"]
         report["robustness"] = {
-            title: rates.joint_under(under, reference, headline, networks, people[first])
+            title: rates.joint_under(under, clean_probes, headline, networks, people[first])
             for title, networks in sets.items()
             if all(networks)
         }
@@ -94,17 +97,6 @@ def report_of(
         "faces": {m: [str(p.relative_to(e.out).as_posix()) for p in e.paths(m)] for m in e.methods},
     }
     return report
-
-
-def _head(looked: Mapping[str, Looks], count: int) -> dict[str, Looks]:
-    return {
-        name: Looks(
-            s.found[:count],
-            s.found_dlib[:count],
-            *({k: v[:count] for k, v in part.items()} for part in (s.embedding, s.mask_logit, s.face_logit)),
-        )
-        for name, s in looked.items()
-    }
 
 
 def cost_of(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -134,7 +126,8 @@ def verify(
     for method, s in seen.items():
         scores = s.similarity[name]
         cells: dict[str, Any] = {
-            f"TAR at FAR {far}": interval((scores >= value).astype(float), identities) for far, value in at.items()
+            f"TAR at FAR {far}": interval(verification.accepted(scores, value).astype(float), identities)
+            for far, value in at.items()
         }
         cells["EER"] = of_statistic(partial(_eer_of_rows, scores, few), identities, draws=200)
         far, hit = verification.roc(scores, impostor)

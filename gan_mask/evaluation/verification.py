@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def tar(mated: np.ndarray, at: float) -> float:
-    """Share of the mated scores (N,) accepted at the threshold `at`; NaN scores (no face found) are not accepted."""
-    return float((mated >= at).mean())
+def accepted(scores: np.ndarray, at: float) -> np.ndarray:
+    """Which of the scores (N,) are accepted at the threshold `at`; NaN scores (no face found) are not."""
+    return scores >= at
 
 
 def eer(mated: np.ndarray, impostor: np.ndarray) -> float:
