@@ -297,10 +297,12 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
-    """faces.png: a line of the same people per row of the table."""
+    """faces.png: a line of the same people per row of the table; none when the rows are too short to share anybody."""
     place = {int(k): i for i, k in enumerate(rows[0].index)}
     count = min(len(row.index) for row in rows)
     shared = [i for i, k in enumerate(rows[-1].index[:count]) if int(k) in place]
+    if not shared:
+        return
     chosen = [shared[i] for i in np.linspace(0, len(shared) - 1, min(columns, len(shared))).astype(int)]
     lines = []
     for row in rows:
