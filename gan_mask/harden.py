@@ -11,6 +11,7 @@ hardened.safetensors. The same command again goes on where it stopped.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Sequence
@@ -31,8 +32,8 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.harden_data import BACKGROUND, BARE, MASKED
 from gan_mask.networks import GeneratorConfig, load_generator
-from gan_mask.pretrained.classifier import MaskClassifier
-from gan_mask.pretrained.protocol import Detector
+from gan_mask.pretrained.classifier import SIZE, EitherNet, MaskClassifier, mask_logit
+from gan_mask.pretrained.protocol import Detector, resize
 from gan_mask.surrogates import Surrogates
 
 KINDS = ("bare", "worn", "faced", "background", "bare real", "masked real")
@@ -78,8 +79,8 @@ def harden(c: HardenConfig) -> Path:
     detector = pretrained.load_detector(c.detector)
     pack = harden_data.real_masks(c.real_masks)["train"] if c.real_masks else None
     claim(out, c)
-    trained: nn.Module = vars(detector)["_modules"]["net"]
-    original = {name: p.detach().clone() for name, p in trained.named_parameters()}
+    trained, detector = apart(detector)
+    original = {name: p.detach().clone() for name, p in trained.net.named_parameters()}
     for number in range(1, c.rounds + 1):
         folder = out / f"round-{number}"
         folder.mkdir(exist_ok=True)
@@ -90,12 +91,21 @@ def harden(c: HardenConfig) -> Path:
             for i in range(1, number + 1)
             for p in sorted((out / f"round-{i}").glob("pool-*.npy"))
         ]
-        fit(c, number, detector, Examples(c, photos, every, pack, number), folder)
+        fit(c, number, trained, Examples(c, photos, every, pack, number), folder)
         if isinstance(detector, MaskClassifier):
             calibrate(detector, PreparedSet(c.data, "val"), c.false_alarms)
         sidecar = export(c, detector, original, out)
     print(f"hardened detector: onnx:{sidecar}")
     return sidecar
+
+
+def apart(detector: Detector) -> tuple[Any, Detector]:
+    """What is fine-tuned, and the detector that it becomes part of: our classifier stays as it is beside it."""
+    if not isinstance(detector, MaskClassifier):
+        return detector, detector
+    net = detector.net
+    first, second = (net.first, net.second) if isinstance(net, EitherNet) else (net, copy.deepcopy(net))
+    return MaskClassifier(second), MaskClassifier(EitherNet(first, second), detector.card, detector.name)
 
 
 def check(c: HardenConfig) -> None:
@@ -290,11 +300,19 @@ def fit(c: HardenConfig, number: int, detector: Detector, examples: Examples, fo
 
 @torch.no_grad()
 def calibrate(detector: MaskClassifier, photos: PreparedSet, false_alarms: float) -> None:
-    """Move the operating point so that at most this share of the set's unmasked faces is reported as masked."""
-    logits = [detector(photos[i]["face"][None])[0] for i in range(len(photos))]
-    ordered = torch.cat(logits).sort(descending=True).values
-    at = ordered[int(false_alarms * len(ordered))]
-    detector.net.head[-1].bias[MASKED] -= at  # type: ignore[index,union-attr,operator]
+    """Move the second network's operating point: at most this share of the set's unmasked faces is to be reported.
+
+    Where the first one alone reports more, the second one adds none.
+    """
+    assert isinstance(detector.net, EitherNet)
+    first, second = detector.net.first, detector.net.second
+    small = [resize(photos[i]["face"][None], SIZE, SIZE) for i in range(len(photos))]
+    quiet = torch.cat([mask_logit(first(face)) for face in small]) <= 0
+    ordered = torch.cat([mask_logit(second(face)) for face in small])[quiet].sort(descending=True).values
+    allowed = max(0, int(false_alarms * len(quiet)) - int((~quiet).sum()))
+    last = second.head[-1]
+    assert isinstance(last, nn.Linear)
+    last.bias[MASKED] -= ordered[allowed] + 1e-3  # beyond rounding
 
 
 def save_state(path: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -356,7 +374,7 @@ def export(c: HardenConfig, detector: Detector, original: dict[str, Tensor], out
 
 def classifier_to_onnx(net: nn.Module, path: Path) -> dict[str, Any]:
     """Write our classifier as ONNX; what a sidecar says about it."""
-    from gan_mask.pretrained.classifier import CLASSES, SIZE
+    from gan_mask.pretrained.classifier import CLASSES
 
     batch = {"image": {0: "batch"}, "logits": {0: "batch"}}
     # The exporter without `dynamo` needs no further package; torch 2.4 knows no other.

@@ -18,7 +18,7 @@ SIZE = 128
 CLASSES = ("background", "bare", "masked")
 ASSETS = Path(__file__).parent.parent / "assets"
 WEIGHTS = ASSETS / "mask_classifier.safetensors"
-HARDENED = ASSETS / "mask_classifier_hardened.safetensors"  # fine-tuned on faced masks by gan_mask.harden
+HARDENED = ASSETS / "mask_classifier_hardened.safetensors"  # beside the one above, by gan_mask.harden
 
 
 class Block(nn.Module):
@@ -59,22 +59,42 @@ class MaskClassifierNet(nn.Module):
         return self.head(self.features((faces - 0.5) * 4))
 
 
+class EitherNet(nn.Module):
+    """Of two classifiers, per face, the logits of the one that is surer of a mask: what either reports is reported.
+
+    A detector fine-tuned on new masks forgets some of the old ones; beside what it was before, it can not.
+    """
+
+    def __init__(self, first: MaskClassifierNet, second: MaskClassifierNet) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, faces: Tensor) -> Tensor:
+        first, second = self.first(faces), self.second(faces)
+        return torch.where((mask_logit(second) > mask_logit(first))[:, None], second, first)
+
+
+def mask_logit(logits: Tensor) -> Tensor:
+    """log(p / (1 - p)) of the last of CLASSES: logits [B,3] -> [B]."""
+    return logits[:, 2] - torch.stack([logits[:, 0], logits[:, 1]], 1).logsumexp(1)
+
+
 class MaskClassifier(Detector):
     """The classifier as a detector; `card` is what its training wrote about it."""
 
-    def __init__(self, net: MaskClassifierNet, card: dict[str, Any] | None = None, name: str = "classifier"):
+    def __init__(
+        self, net: MaskClassifierNet | EitherNet, card: dict[str, Any] | None = None, name: str = "classifier"
+    ):
         super().__init__()
         self.net, self.card, self.name = net, card or {}, name
         self.freeze()
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        background, bare, masked = self.net(resize(faces, SIZE, SIZE)).float().unbind(1)
-        mask_logit = masked - torch.logaddexp(bare, background)
-        face_logit = torch.logaddexp(bare, masked) - background
-        return mask_logit, face_logit
+        logits = self.net(resize(faces, SIZE, SIZE)).float()
+        return mask_logit(logits), logits[:, 1:].logsumexp(1) - logits[:, 0]
 
 
-def save(net: MaskClassifierNet, path: str | Path, card: dict[str, Any]) -> None:
+def save(net: MaskClassifierNet | EitherNet, path: str | Path, card: dict[str, Any]) -> None:
     """Weights and card (data, test figures; JSON in the header) in one safetensors file."""
     from safetensors.torch import save_file
 
@@ -89,11 +109,15 @@ def load(path: str | Path = WEIGHTS, name: str = "classifier") -> MaskClassifier
 
     if not Path(path).is_file():
         raise GanMaskError(f"{path}: the mask classifier's weights are missing; reinstall gan_mask or train them anew")
-    net = MaskClassifierNet()
     try:
         with safe_open(path, "pt") as f:
             card = json.loads((f.metadata() or {}).get("card", "{}"))
-            net.load_state_dict({key: f.get_tensor(key) for key in f.keys()})
+            tensors = {key: f.get_tensor(key) for key in f.keys()}
+        pair = any(key.startswith("second.") for key in tensors)
+        net: MaskClassifierNet | EitherNet = (
+            EitherNet(MaskClassifierNet(), MaskClassifierNet()) if pair else MaskClassifierNet()
+        )
+        net.load_state_dict(tensors)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise GanMaskError(f"{path}: not the weights of this mask classifier ({error})") from error
     return MaskClassifier(net, card, name)
