@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gan_mask.data import PreparedSet  # noqa: E402
 from gan_mask.errors import GanMaskError  # noqa: E402
-from gan_mask.harden_data import (  # noqa: E402
+from gan_mask.harden.pictures import (  # noqa: E402
     BACKGROUND,
     BARE,
     MASKED,

@@ -1,4 +1,4 @@
-"""Draw docs/hardening.png from table.json of gan_mask.harden_table: python docs/hardening_plot.py TABLE.json"""
+"""Draw docs/hardening.png from table.json of gan_mask.harden.table: python docs/hardening_plot.py TABLE.json"""
 
 import json
 import sys
@@ -9,11 +9,11 @@ with open(sys.argv[1]) as f:
     table = json.load(f)
 rows = {**table["rows"], **table["real pack"]}
 names = list(rows)[::-1]
-columns = {"mask detection before": "o", "mask detection after": "s", "mask detection either": "D", "alarm": "^"}
+columns = {"mask detection before": "o", "mask detection after": "s", "alarm": "^"}
 figure, axes = plt.subplots(figsize=(8.5, 6), layout="constrained")
 for shift, (column, marker) in enumerate(columns.items()):
     cells = [rows[name].get(column) for name in names]
-    places = [i + 0.24 - 0.16 * shift for i, cell in enumerate(cells) if cell]
+    places = [i + 0.2 - 0.2 * shift for i, cell in enumerate(cells) if cell]
     shown = [cell for cell in cells if cell]
     rate = [100 * c["rate"] for c in shown]
     around = [[100 * (c["rate"] - c["low"]) for c in shown], [100 * (c["high"] - c["rate"]) for c in shown]]
@@ -22,5 +22,5 @@ axes.set_yticks(range(len(names)), names)
 axes.set_xlabel("reported, % of faces (bootstrap 95 % over identities)")
 axes.set_xlim(-2, 102)
 axes.grid(alpha=0.3)
-axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=4, fontsize=8)
+axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=3, fontsize=8)
 figure.savefig("docs/hardening.png", dpi=110)

@@ -9,7 +9,7 @@ its threshold lets at most --false_alarms of the val split's unmasked faces thro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from gan_mask import attacks, commands, config, files, masking, pretrained, temp
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
+from gan_mask.landmarks import FRAMING, frame
 from gan_mask.pretrained.protocol import Detector, Embedder
 
 SHIPPED = Path(__file__).parent / "assets" / "faced_mask_alarm.json"
@@ -62,7 +63,6 @@ class Features:
         pairs = ("upper-whole", "lower-whole", "upper-lower")
         self.names = [f"logit {detector.name}", *(f"{pair} {e.name}" for e in embedders for pair in pairs)]
 
-    @torch.no_grad()
     def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         columns = [self.detector(faces)[0]]
         upper_face, lower_face = halves(faces, landmarks)
@@ -81,11 +81,22 @@ class Alarm:
     intercept: float  # with the threshold in it
 
     def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
-        return torch.from_numpy(self.score(self.features(faces, landmarks).cpu().numpy()))
+        return self.score(self.features(faces, landmarks))
 
-    def score(self, features: np.ndarray) -> np.ndarray:
-        """(N, F) -> (N,)."""
-        return features @ self.weights + self.intercept
+    def score(self, features: Any) -> Any:
+        """(N, F) -> (N,); arrays, or tensors with their gradients."""
+        weights = torch.from_numpy(self.weights).to(features) if isinstance(features, Tensor) else self.weights
+        return features @ weights + self.intercept
+
+
+def as_detector(alarm: Alarm) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The alarm as an attack sees a mask detector: faces [B,3,S,S], framed as usual -> (score [B], 'a face' [B])."""
+
+    def detector(faces: Tensor) -> tuple[Tensor, Tensor]:
+        score = alarm(faces, frame(faces.shape[-1], FRAMING[1]).to(faces).expand(len(faces), -1, -1))
+        return score, torch.full_like(score, 10.0)
+
+    return detector
 
 
 def logistic(features: np.ndarray, labels: np.ndarray, ridge: float = 1e-3) -> tuple[np.ndarray, float]:
@@ -141,7 +152,7 @@ class AlarmConfig:
 
 def calibrate(c: AlarmConfig) -> Alarm:
     """Fit, set the threshold, write --out."""
-    from gan_mask.harden import faced_masks
+    from gan_mask.harden.pools import faced_masks
     from gan_mask.networks import GeneratorConfig, load_generator
 
     if not c.data or not c.out:
@@ -192,10 +203,10 @@ def _crops(photos: PreparedSet, index: np.ndarray) -> np.ndarray:
     return np.stack([photos.faces(int(i)).numpy() for i in index])
 
 
+@torch.no_grad()
 def seen(crops: np.ndarray, features: Features) -> np.ndarray:
     """Features (M, F) of those of the pictures uint8 (N, 3, S, S) in which a face is found, aligned anew."""
     from gan_mask.faces import FaceFinder, align, to_tensors
-    from gan_mask.landmarks import FRAMING
 
     finder = FaceFinder()
     pictures = [np.ascontiguousarray(crop.transpose(1, 2, 0)) for crop in crops]

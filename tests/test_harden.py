@@ -14,11 +14,13 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from onnx import TensorProto, helper, numpy_helper
 
-from gan_mask import alarm, harden, harden_data, harden_table, masking, templates
+from gan_mask import alarm, harden, masking, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import looks
-from gan_mask.harden import HardenConfig
+from gan_mask.harden import fit, pictures, table
+from gan_mask.harden.command import run
+from gan_mask.harden.options import HardenConfig
 from gan_mask.landmarks import frame
 from gan_mask.pretrained import load_detector
 
@@ -36,7 +38,7 @@ def options(prepared: Path, out: Path) -> HardenConfig:
 @pytest.fixture(scope="module")
 def hardened(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hardened")
-    harden.harden(options(prepared, out))
+    run(options(prepared, out))
     return out
 
 
@@ -57,7 +59,7 @@ def test_a_short_run_tells_faced_masks_of_held_out_people_apart_better(prepared:
     bank = templates.load_all(HELD_OUT)
     worn = masking.wear(faces, landmarks, bank[torch.arange(len(faces)) % len(bank)], 0.03)
     rng = np.random.default_rng(0)
-    ordinary = [harden_data.ordinary_mask(f, p, rng) for f, p in zip(faces, landmarks, strict=True)]
+    ordinary = [pictures.ordinary_mask(f, p, rng) for f, p in zip(faces, landmarks, strict=True)]
     with torch.no_grad():
         gap = [(d(worn)[0] - d(faces)[0]).mean() for d in (before, after)]
         assert gap[1] > gap[0]
@@ -69,6 +71,15 @@ def test_the_operating_point_allows_so_many_false_alarms_on_the_val_split(prepar
     photos = PreparedSet(prepared, "val")
     bare = torch.stack([photos[i]["face"] for i in range(len(photos))])
     assert reported(load_detector(f"onnx:{hardened / 'hardened.json'}"), bare) <= 0.1
+
+
+def test_nothing_that_was_reported_before_goes_unreported(prepared: Path, hardened: Path) -> None:
+    _, faces, landmarks = people(prepared)
+    rng = np.random.default_rng(0)
+    worn = torch.stack([pictures.ordinary_mask(f, p, rng) for f, p in zip(faces, landmarks, strict=True)])
+    for after in (load_detector(f"onnx:{hardened / 'hardened.json'}"), load_detector("classifier-hardened")):
+        with torch.no_grad():
+            assert (after(worn)[0] >= load_detector("classifier")(worn)[0] - 1e-3).all()
 
 
 def test_onnx_is_the_same_network(hardened: Path) -> None:
@@ -89,7 +100,7 @@ def test_onnx_is_the_same_network(hardened: Path) -> None:
 def test_an_interrupted_run_ends_with_the_same_weights(
     prepared: Path, hardened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = harden.save_state, []
+    save, calls = fit.save_state, []
 
     def interrupted(*args: object) -> None:
         save(*args)  # type: ignore[arg-type]
@@ -97,10 +108,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(harden, "save_state", interrupted)
+    monkeypatch.setattr(fit, "save_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        harden.harden(options(prepared, tmp_path))
-    harden.harden(options(prepared, tmp_path))
+        run(options(prepared, tmp_path))
+    run(options(prepared, tmp_path))
     from safetensors.torch import load_file
 
     whole, resumed = (load_file(folder / "hardened.safetensors") for folder in (hardened, tmp_path))
@@ -109,7 +120,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
 def test_other_options_need_another_folder(prepared: Path, hardened: Path) -> None:
     with pytest.raises(GanMaskError, match="other options .steps.*another --out"):
-        harden.harden(replace(options(prepared, hardened), steps=(31,)))
+        run(replace(options(prepared, hardened), steps=(31,)))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +167,7 @@ def test_an_onnx_detector_is_fine_tuned_and_written_back(prepared: Path, tmp_pat
     c = replace(
         options(prepared, tmp_path / "out"), detector=f"onnx:{tmp_path / 't.json'}", steps=(8,), learning_rate=0.1
     )
-    after = load_detector(f"onnx:{harden.harden(c)}")  # the export is checked against the network that was trained
+    after = load_detector(f"onnx:{run(c)}")  # the export is checked against the network that was trained
     _, faces, _ = people(prepared)
     with torch.no_grad():
         assert not torch.allclose(after(faces)[0], load_detector(c.detector)(faces)[0], atol=1e-2)
@@ -210,6 +221,17 @@ def test_a_calibrated_alarm_comes_back_from_its_file(tmp_path: Path, fakes: None
         alarm.load(path)
 
 
+def test_an_attack_sees_the_alarm_as_a_detector(fakes: None) -> None:
+    features = alarm.Features(FakeDetector(), [FakeEmbedder()])  # type: ignore[arg-type,list-item]
+    raised = alarm.Alarm(features, np.array([1.0, 2.0, 3.0, 4.0]), -1.0)
+    faces = torch.rand(2, 3, 64, 64, requires_grad=True)
+    score, face = alarm.as_detector(raised)(faces)
+    torch.testing.assert_close(score, raised(faces, frame(64, 0.375).expand(2, -1, -1)))
+    assert (face > 0).all()
+    score.sum().backward()
+    assert faces.grad is not None and faces.grad.abs().sum() > 0
+
+
 # ------------------------------------------------------------------------------------------- the table
 
 
@@ -231,7 +253,7 @@ def test_auc_agrees_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     positive, negative = rng.integers(0, 9, 50).astype(float), rng.integers(0, 6, 70).astype(float)
     expected = roc_auc_score(np.repeat([1, 0], [50, 70]), np.concatenate([positive, negative]))
-    cell = harden_table.auc_cell(positive, np.arange(50), negative, np.arange(70))
+    cell = table.auc_cell(positive, np.arange(50), negative, np.arange(70))
     assert cell["rate"] == pytest.approx(expected)
 
 

@@ -1,6 +1,6 @@
 """Before and after: what hardening a mask detector was worth, on people that neither it nor its training has seen.
 
-python -m gan_mask.harden_table --data PREPARED --after classifier-hardened --generators CHECKPOINT... --out DIR
+python -m gan_mask.harden.table --data PREPARED --after classifier-hardened --generators CHECKPOINT... --out DIR
 
 Every masked face is written as an 8-bit PNG, then faces, landmarks and crops are found anew, as in the evaluation.
 DIR receives table.json, table.md, faces.png and the faces. The same command again goes on where it stopped.
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from gan_mask import alarm as alarms
-from gan_mask import attacks, commands, config, files, harden, harden_data, masking, pretrained, templates
+from gan_mask import attacks, commands, config, files, masking, pretrained, templates
 from gan_mask.config import option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
@@ -27,7 +28,10 @@ from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
 from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.faces import FaceFinder, read_image, to_tensors
-from gan_mask.harden_data import BARE, MASKED
+from gan_mask.harden import pictures
+from gan_mask.harden.options import claim
+from gan_mask.harden.pictures import BARE, MASKED
+from gan_mask.harden.pools import faced_masks
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.protocol import Detector
 from gan_mask.pretrained.thresholds import far_thresholds
@@ -37,7 +41,6 @@ FAR = "0.001"
 COLUMNS = (
     "mask detection before",
     "mask detection after",
-    "mask detection either",
     "AUC before",
     "AUC after",
     "alarm",
@@ -76,7 +79,9 @@ class Row:
     index: np.ndarray
 
 
-def rows_of(c: TableConfig, photos: PreparedSet, probes: Probes, before: Detector, after: Detector) -> list[Row]:
+def rows_of(
+    c: TableConfig, photos: PreparedSet, probes: Probes, before: Detector, after: Detector, alarm: alarms.Alarm
+) -> list[Row]:
     everybody = choose_others(photos, c.bare, c.seed)
     shown = templates.expand(c.templates)
     rows = [Row("none", "bare", lambda i: np.stack([photos.faces(int(k)).numpy() for k in i]), everybody)]
@@ -84,14 +89,12 @@ def rows_of(c: TableConfig, photos: PreparedSet, probes: Probes, before: Detecto
     def faced(names: Sequence[str], method: attacks.Method, own: float = 0.0, net: Generator | None = None) -> Any:
         bank = templates.load_all(names, net.texture_size if net else masking.TEXTURE)
         softness = (net.config if net else GeneratorConfig()).softness
-        return lambda i: harden.faced_masks(
-            photos, i, method, bank, own, softness, np.random.default_rng(c.seed), "masks"
-        )
+        return lambda i: faced_masks(photos, i, method, bank, own, softness, np.random.default_rng(c.seed), "masks")
 
     def ordinary(index: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(c.seed)
         items = [photos[int(i)] for i in index]
-        worn = [harden_data.ordinary_mask(item["face"], item["landmarks"], rng) for item in items]
+        worn = [pictures.ordinary_mask(item["face"], item["landmarks"], rng) for item in items]
         return (torch.stack(worn) * 255).round().byte().numpy()
 
     rows += [
@@ -103,8 +106,13 @@ def rows_of(c: TableConfig, photos: PreparedSet, probes: Probes, before: Detecto
     ]
     loaded = [pretrained.load_embedder(name) for name in c.embedders[:1]]
     options = attacks.Options(steps=c.attack_steps, seed=c.seed)
-    for kind, detector, label in (("faced", before, ""), ("adaptive", after, " against the hardened detector")):
-        surrogates = Surrogates(loaded, [e.threshold(float(FAR)) for e in loaded], [detector])
+    attacks_on: list[tuple[str, list[Callable[[Tensor], tuple[Tensor, Tensor]]], str]] = [
+        ("faced", [before], ""),
+        ("adaptive", [after], " against the hardened detector"),
+        ("adaptive", [after, alarms.as_detector(alarm)], " against detector and alarm"),
+    ]
+    for kind, attacked, label in attacks_on:
+        surrogates = Surrogates(loaded, [e.threshold(float(FAR)) for e in loaded], attacked)
         for name in attacks.OPTIMISED:
             method = attacks.method(name, None, surrogates, options)
             rows.append(Row(name + label, kind, faced(shown, method), probes.index[: c.attack_probes]))
@@ -163,20 +171,15 @@ def as_they_are(
 
 def real_pack(c: TableConfig, detectors: Mapping[str, Detector]) -> dict[str, dict[str, Cell]]:
     """Detection on the pack's own crops, which are framed much like ours; every picture counts as a person."""
-    pack = harden_data.real_masks(c.real_masks)["test"]
+    pack = pictures.real_masks(c.real_masks)["test"]
     result: dict[str, dict[str, Cell]] = {}
     for title, label in (("real masks", MASKED), ("real bare faces", BARE)):
         faces = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pack[label]]).float() / 255
         with torch.no_grad():
             logits = {w: torch.cat([d(part)[0] for part in faces.split(32)]).numpy() for w, d in detectors.items()}
-        rates = {when: (logit > 0).astype(float) for when, logit in logits.items()} | {"either": either(logits)}
+        rates = {when: (logit > 0).astype(float) for when, logit in logits.items()}
         result[title] = {f"mask detection {w}": interval(rate, np.arange(len(rate))) for w, rate in rates.items()}
     return result
-
-
-def either(logits: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Whether the detector before or the one after reports a mask, (N,) 0 or 1; NaN where no face was found."""
-    return np.where(np.isnan(logits["before"]), np.nan, np.maximum(logits["before"], logits["after"]) > 0)
 
 
 def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, others: np.ndarray) -> Cell:
@@ -191,14 +194,14 @@ def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, oth
 
 def measure(c: TableConfig) -> dict[str, Any]:
     out = Path(c.out)
-    harden.claim(out, c, "settings.json")
+    claim(out, c, "settings.json")
     photos = PreparedSet(c.data, "test")
     probes = choose_probes(photos, c.probes, c.seed)
     detectors = {"before": pretrained.load_detector(c.before), "after": pretrained.load_detector(c.after)}
     whole = {name: pretrained.load_embedder(name) for name in c.embedders}
     recognisers: dict[str, Any] = {**whole, **{f"upper {n}": alarms.UpperFace(e) for n, e in whole.items()}}
     alarm = alarms.load(c.alarm)
-    rows = rows_of(c, photos, probes, detectors["before"], detectors["after"])
+    rows = rows_of(c, photos, probes, detectors["before"], detectors["after"], alarm)
     networks = {**recognisers, "alarm": alarm.features}
     seen = {row.name: look_at(row, out, networks, detectors, photos if c.crops else None) for row in rows}
 
@@ -209,7 +212,6 @@ def measure(c: TableConfig) -> dict[str, Any]:
         s, who = seen[row.name], people[row.index]
         cells: dict[str, Any] = {"kind": row.kind, "face found": interval(s.found.astype(float), who)}
         scores = {when: (s.mask_logit[when], seen[bare.name].mask_logit[when]) for when in detectors}
-        cells["mask detection either"] = interval(either(s.mask_logit), who)
         scores["alarm"] = alarm.score(s.embedding["alarm"]), alarm.score(seen[bare.name].embedding["alarm"])
         for title, (score, negative) in scores.items():
             rate = np.where(np.isnan(score), np.nan, score > 0)

@@ -1,0 +1,3 @@
+from gan_mask.harden import main
+
+main()

@@ -1,0 +1,62 @@
+"""Rounds of making faced masks, fine-tuning and exporting."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gan_mask import commands, config, harden, pretrained
+from gan_mask.data import PreparedSet
+from gan_mask.harden import pictures
+from gan_mask.harden.export import export
+from gan_mask.harden.fit import Examples, calibrate, fit
+from gan_mask.harden.options import HardenConfig, check, claim
+from gan_mask.harden.pools import make_pool
+from gan_mask.pretrained.classifier import EitherNet, MaskClassifier
+from gan_mask.pretrained.protocol import Detector
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with commands.ending():
+        run(config.parse(HardenConfig, argv, (harden.__doc__ or "").partition("\n\n")[0]))
+
+
+def run(c: HardenConfig) -> Path:
+    """Returns the sidecar of the hardened detector."""
+    check(c)
+    out = Path(c.out)
+    photos = PreparedSet(c.data, "train")
+    detector = pretrained.load_detector(c.detector)
+    pack = pictures.real_masks(c.real_masks)["train"] if c.real_masks else None
+    claim(out, c)
+    trained, detector = apart(detector)
+    original = {name: p.detach().clone() for name, p in trained.net.named_parameters()}
+    for number in range(1, c.rounds + 1):
+        folder = out / f"round-{number}"
+        folder.mkdir(exist_ok=True)
+        for method in c.against:
+            make_pool(c, photos, detector, method, number)
+        every = [
+            np.load(p, allow_pickle=False)
+            for i in range(1, number + 1)
+            for p in sorted((out / f"round-{i}").glob("pool-*.npy"))
+        ]
+        fit(c, number, trained, Examples(c, photos, every, pack, number), folder)
+        if isinstance(detector, MaskClassifier):
+            calibrate(detector, PreparedSet(c.data, "val"), c.false_alarms)
+        sidecar = export(c, detector, original, out)
+    print(f"hardened detector: onnx:{sidecar}")
+    return sidecar
+
+
+def apart(detector: Detector) -> tuple[Any, Detector]:
+    """What is fine-tuned, and the detector that it becomes part of: our classifier stays as it is beside it."""
+    if not isinstance(detector, MaskClassifier):
+        return detector, detector
+    net = detector.net
+    first, second = (net.first, net.second) if isinstance(net, EitherNet) else (net, copy.deepcopy(net))
+    return MaskClassifier(second), MaskClassifier(EitherNet(first, second), detector.card, detector.name)

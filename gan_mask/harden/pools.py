@@ -1,0 +1,88 @@
+"""Faced masks for a detector to learn from, made by every method, some against the detector itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan_mask import attacks, files, masking, pretrained, templates
+from gan_mask.commands import Progress
+from gan_mask.data import PreparedSet
+from gan_mask.harden.options import HardenConfig
+from gan_mask.networks import GeneratorConfig, load_generator
+from gan_mask.pretrained.protocol import Detector
+from gan_mask.surrogates import Surrogates
+
+
+def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, method: str, number: int) -> np.ndarray:
+    """Faces that wear faced masks, uint8 (N, 3, S, S), as they would be saved; kept in the round's folder."""
+    path = Path(c.out) / f"round-{number}" / f"pool-{method}.npy"
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    generator = load_generator(current_checkpoint(c, number)) if method == "generator" else None
+    options = attacks.Options(steps=c.attack_steps, seed=c.seed + number)
+    function = attacks.method(method, generator, surrogates_of(c, detector) if method in attacks.OPTIMISED else None,
+                              options)  # fmt: skip
+    texture_size = generator.texture_size if generator else masking.TEXTURE
+    softness = (generator.config if generator else GeneratorConfig()).softness
+    bank = templates.load_all(c.templates, texture_size)
+    rng = np.random.default_rng((c.seed, number, attacks.METHODS.index(method)))
+    index = rng.integers(len(photos), size=c.pool)
+    pool = faced_masks(photos, index, function, bank, c.own_templates, softness, rng, f"round {number}: {method}")
+    with files.replacing(path) as temporary, open(temporary, "wb") as f:
+        np.save(f, pool)
+    return pool
+
+
+def faced_masks(
+    photos: PreparedSet, index: np.ndarray, function: attacks.Method, bank: Tensor, own_templates: float,
+    softness: float, rng: np.random.Generator, title: str,
+) -> np.ndarray:  # fmt: skip
+    """The faces `index` (N,) of the set with the method's masks on, as they would be saved: uint8 (N, 3, S, S).
+
+    Each wears a template of the bank (T, 3, h, w), or with probability `own_templates` another person of the set.
+    """
+    result = []
+    for start in Progress(range(0, len(index), 16), desc=title, mininterval=5):
+        items = [photos[int(i)] for i in index[start : start + 16]]
+        face, landmarks = (torch.stack([item[key] for item in items]) for key in ("face", "landmarks"))
+        template = torch.stack([draw_template(photos, bank, own_templates, rng) for _ in items])
+        with torch.no_grad():
+            texture = function(face, landmarks, template)
+            worn = face if texture is None else masking.wear(face, landmarks, texture, softness)
+        result.append((worn * 255).round().clamp(0, 255).byte().numpy())
+    return np.concatenate(result)
+
+
+def draw_template(photos: PreparedSet, bank: Tensor, own_templates: float, rng: np.random.Generator) -> Tensor:
+    """A texture (3, h, w): from the bank, or another person's lower face."""
+    if rng.random() >= own_templates:
+        return bank[int(rng.integers(len(bank)))]
+    item = photos[int(rng.integers(len(photos)))]
+    return masking.unwrap(item["face"][None], item["landmarks"][None], (bank.shape[2], bank.shape[3]))[0]
+
+
+def surrogates_of(c: HardenConfig, detector: Detector) -> Surrogates:
+    embedders = [pretrained.load_embedder(name) for name in c.embedders]
+    return Surrogates(embedders, [e.threshold(c.far) for e in embedders], [detector])
+
+
+def current_checkpoint(c: HardenConfig, number: int) -> Path:
+    """--checkpoint; from round 2 on, with --generator_steps, a generator trained against the detector of before."""
+    if number == 1 or not c.generator_steps:
+        return Path(c.checkpoint)
+    from gan_mask import training
+
+    run = Path(c.out) / f"round-{number}" / "generator"
+    training.train(
+        training.TrainConfig(
+            data=c.data, out=str(run), steps=c.generator_steps, batch_size=12, seed=c.seed, workers=c.workers,
+            embedders=c.embedders, detectors=(f"onnx:{Path(c.out) / 'hardened.json'}",), far=c.far,
+            templates=c.templates, discriminator_width=16, kernel=3,
+            validate_every=c.generator_steps, save_every=100,
+        )
+    )  # fmt: skip
+    return run
