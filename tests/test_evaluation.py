@@ -22,6 +22,7 @@ from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
 from gan_mask.networks import Generator
+from gan_mask.training import save_generator
 
 NAN = np.nan
 
@@ -365,6 +366,23 @@ def test_the_same_command_again_goes_on_and_ends_with_the_same_report(
     assert (out / "probes.csv").read_bytes() == (evaluated[0] / "probes.csv").read_bytes()
     evaluation.main([*options, "--probes", "4"])  # other settings: nothing is mixed up with what lies there
     assert len(calls) == 9 and len(list((out / "faces" / "dm").iterdir())) == 4
+
+
+def test_another_checkpoint_or_method_leaves_the_other_methods_faces_alone(fakes, prepared, tmp_path, monkeypatch):
+    options = ["--data", str(prepared), "--out", str(tmp_path / "report"), *USUAL, "--probes", "4", "--methods", "dm"]
+    checkpoints = [tmp_path / "a", tmp_path / "b"]
+    for seed, folder in enumerate(checkpoints):
+        torch.manual_seed(seed)
+        save_generator(Generator(), folder)
+    real, calls = run._do, []
+    monkeypatch.setattr(run, "_do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
+    evaluation.main([*options, "generator", "--checkpoint", str(checkpoints[0])])
+    evaluation.main([*options, "generator", "plain", "--checkpoint", str(checkpoints[1])])
+    assert calls == ["none", "dm", "generator", "generator", "plain"]
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    fresh = tmp_path / "fresh"
+    evaluation.main([*options[:3], str(fresh), *options[4:], "generator", "plain", "--checkpoint", str(checkpoints[1])])
+    assert settle(json.loads((fresh / "report.json").read_text())) == settle(report)
 
 
 LAUNCH = """

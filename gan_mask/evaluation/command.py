@@ -150,7 +150,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         Path(args.out), photos, probes, methods, bank, args.harmonise, config.softness, embedders, detectors,
         min(args.changed_probes, len(probes.index)), FaceFinder(device), device,
     )  # fmt: skip
-    settings = settings_of(args, {**embedders, **detectors})
+    settings = settings_of(args, config, {**embedders, **detectors})
     if state.is_main_process:
         open_folder(experiment.out, settings, list(attacks.METHODS))
     state.wait_for_everyone()
@@ -183,11 +183,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     return report
 
 
-def settings_of(args: argparse.Namespace, networks: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, config: GeneratorConfig, networks: Mapping[str, Any]) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
-    free = ("out", "cache", "require", "pairs", "naturalness", "distractors", "fars", "device")
+    free = ("out", "cache", "methods", "require", "pairs", "naturalness", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
     values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
+    values |= {"softness": config.softness, "texture": [config.texture_height, config.texture_width]}
     if args.checkpoint:
         values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
     values["networks"] = {name: looks.fingerprint(name, network) for name, network in networks.items()}

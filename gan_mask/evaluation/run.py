@@ -57,13 +57,18 @@ class Experiment:
         return self.out / "cache" / method / f"{rows.start:05d}.npz"
 
 
-def open_folder(out: Path, settings: Mapping[str, Any], own_faces: Sequence[str]) -> None:
-    """Go on with what an interrupted run of the same settings left in OUT; remove what other settings left."""
+def open_folder(out: Path, settings: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Go on with what an earlier run of the same settings left in OUT; remove what other settings left.
+
+    With another checkpoint only the generator's faces are made anew. methods: all that there are.
+    """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "cache" / "settings.json"
     text = json.loads(json.dumps(settings))
-    if not path.is_file() or files.read_json(path) != text:
-        for method in own_faces:
+    before = files.read_json(path) if path.is_file() else {}
+    if before != text:
+        changed = {key for key in before.keys() | text.keys() if before.get(key) != text.get(key)}
+        for method in ["generator"] if changed <= {"checkpoint", "weights"} else methods:
             for folder in (out / "cache" / method, out / "faces" / method):
                 shutil.rmtree(folder, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
