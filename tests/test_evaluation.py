@@ -41,8 +41,13 @@ def test_rate_of_nothing_is_none():
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_unanimous_probes_leave_no_interval(value):
-    assert interval(np.full(5, value), np.arange(5)) == {"rate": value, "low": value, "high": value, "probes": 5}
+def test_unanimous_probes_have_the_exact_interval_of_as_many_people(value):
+    from scipy.stats import binomtest
+
+    expected = binomtest(int(12 * value), 12).proportion_ci(method="exact")
+    cell = interval(np.full(24, value), np.repeat(np.arange(12), 2))
+    assert (cell["rate"], cell["probes"]) == (value, 24)
+    assert (cell["low"], cell["high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_one_identity_has_nothing_to_vary():

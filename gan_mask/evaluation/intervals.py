@@ -1,4 +1,4 @@
-"""Bootstrap intervals over identities: photos of one person are not independent, so people are drawn, not photos."""
+"""Intervals over identities: photos of one person are not independent, so people are drawn, not photos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def interval(values: np.ndarray, identities: np.ndarray, draws: int = 2000, seed
     """Mean of `values` (P,), NaN where a probe does not count, with its percentile 95 % interval.
 
     identities (P,): whose probe it is. The interval is that of the ratio of sums, so that people with more
-    probes weigh more, as they do in the mean.
+    probes weigh more, as they do in the mean. Where every value is 0, or every one 1, all draws are alike; the interval
+    is then the exact binomial one (Clopper and Pearson 1934) of as many trials as there are people.
     """
     counts = ~np.isnan(values)
     if not counts.any():
@@ -24,7 +25,13 @@ def interval(values: np.ndarray, identities: np.ndarray, draws: int = 2000, seed
     total, size = np.bincount(person, values[counts]), np.bincount(person)
     chosen = np.random.default_rng(seed).integers(len(people), size=(draws, len(people)))
     means = total[chosen].sum(1) / size[chosen].sum(1)
-    return _cell(float(total.sum() / size.sum()), means, int(counts.sum()))
+    cell = _cell(float(total.sum() / size.sum()), means, int(counts.sum()))
+    unsure = 1 - 0.025 ** (1 / len(people))
+    if (values[counts] == 0).all():
+        cell["high"] = unsure
+    if (values[counts] == 1).all():
+        cell["low"] = 1 - unsure
+    return cell
 
 
 def of_statistic(
