@@ -25,7 +25,8 @@ from torch import Tensor
 from gan_mask import attacks, augment, files, landmarks, masking, templates
 from gan_mask.networks import Discriminator, Generator
 from gan_mask.surrogates import load_surrogates
-from gan_mask.training import TrainConfig, discriminator_terms, dress, generator_terms
+from gan_mask.training.options import TrainConfig
+from gan_mask.training.step import discriminator_terms, dress, generator_terms
 
 Contestants = dict[str, Callable[[], object]]
 

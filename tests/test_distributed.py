@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gan_mask import training
+from gan_mask.training.options import TrainConfig
+from gan_mask.training.schedule import Schedule
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -97,12 +98,12 @@ def test_when_one_process_is_killed_the_other_stops_and_says_so(victim, prepared
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_processes_see_disjoint_photos_and_together_those_of_one(accumulate):
-    c = training.TrainConfig(batch_size=4, accumulate=accumulate, steps=20)
+    c = TrainConfig(batch_size=4, accumulate=accumulate, steps=20)
     identities = np.repeat(np.arange(60), 3)
-    ranks = [list(training.Schedule(identities, c, process, 3, 0)) for process in range(3)]
-    alone = list(training.Schedule(identities, replace(c, batch_size=12), 0, 1, 0))
+    ranks = [list(Schedule(identities, c, process, 3, 0)) for process in range(3)]
+    alone = list(Schedule(identities, replace(c, batch_size=12), 0, 1, 0))
     for micro, (a, b, d) in enumerate(zip(*ranks, strict=True)):
         assert sorted(a + b + d) == sorted(alone[micro])
         assert len({photo for photo, _ in a + b + d}) == 12 or micro * 12 % len(identities) + 12 > len(identities)
-    resumed = list(training.Schedule(identities, c, 1, 3, 7))
+    resumed = list(Schedule(identities, c, 1, 3, 7))
     assert resumed == ranks[1][7 * accumulate :]

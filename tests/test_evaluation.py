@@ -22,7 +22,7 @@ from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
 from gan_mask.networks import Generator
-from gan_mask.training import save_generator
+from gan_mask.training.state import save_generator
 
 NAN = np.nan
 

@@ -10,7 +10,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gan_mask import load_generator, training
+from gan_mask import load_generator, losses, training
+from gan_mask.training import log, loop, state
 
 TINY = (
     "--embedders fake --detectors fake --widths 8 16 --discriminator_width 8 --batch_size 4 --workers 0 --warmup 1 "
@@ -39,7 +40,7 @@ def test_two_steps_make_a_loadable_generator_logs_and_a_preview(fakes, prepared,
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     tags = events.Tags()
     assert "custom_scalars__config__" in tags["tensors"] and "options/text_summary" in tags["tensors"]
-    charted = {tag for group in training.CHARTS.values() for _, names in group.values() for tag in names}
+    charted = {tag for group in log.CHARTS.values() for _, names in group.values() for tag in names}
     unheard = {tag for tag in charted if not any(re.fullmatch(tag, known) for known in tags["scalars"])}
     assert unheard == {"train/perceptual"}  # which this training does without
 
@@ -61,7 +62,7 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(fakes, prepared, tmp_p
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "scale_learning_rates", lambda o, c, s: die() if s == 5 else ORIGINAL(o, c, s))
+        patch.setattr(loop, "scale_learning_rates", lambda o, c, s: die() if s == 5 else ORIGINAL(o, c, s))
         with pytest.raises(Killed):
             run(prepared, tmp_path / "cut", "--steps", "6")
     run(prepared, tmp_path / "cut", "--steps", "6")
@@ -70,7 +71,7 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(fakes, prepared, tmp_p
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 
 
-ORIGINAL = training.scale_learning_rates
+ORIGINAL = loop.scale_learning_rates
 
 
 def test_accumulated_micro_batches_equal_one_large_batch(fakes, prepared, tmp_path):
@@ -138,24 +139,24 @@ def test_bfloat16_trains(fakes, prepared, tmp_path):
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(fakes, prepared, tmp_path, capsys, monkeypatch):
     run(prepared, tmp_path / "run", "--steps", "2")
-    write, full = training.write_tensors, OSError(28, "No space left on device")
+    write, full = state.write_tensors, OSError(28, "No space left on device")
 
     def fail(tensors, path):
         path.write_bytes(b"half of it")
         raise full
 
-    monkeypatch.setattr(training, "write_tensors", fail)
+    monkeypatch.setattr(state, "write_tensors", fail)
     data, out = str(prepared), str(tmp_path / "run")
     message = error(capsys, "--data", data, "--out", out, *TINY, "--steps", "4")
     assert "No space left" in message and "step 4" in message and "run the same command again" in message
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000002"]
-    monkeypatch.setattr(training, "write_tensors", write)
+    monkeypatch.setattr(state, "write_tensors", write)
     run(prepared, tmp_path / "run", "--steps", "4")
     assert "step-0000002" in capsys.readouterr().out
 
 
 def test_a_term_that_is_not_finite_is_named(fakes, prepared, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training.losses, "total_variation", lambda x: x.sum((1, 2, 3)) * float("nan"))
+    monkeypatch.setattr(losses, "total_variation", lambda x: x.sum((1, 2, 3)) * float("nan"))
     message = error(capsys, "--data", str(prepared), "--out", str(tmp_path / "run"), *TINY, "--steps", "2")
     assert "'smooth' is not finite" in message
 
@@ -171,7 +172,7 @@ def test_the_terminate_signal_ends_with_a_checkpoint(fakes, prepared, tmp_path, 
             os.kill(os.getpid(), signal.SIGTERM)
         return ORIGINAL(optimizers, c, step)
 
-    monkeypatch.setattr(training, "scale_learning_rates", terminate)
+    monkeypatch.setattr(loop, "scale_learning_rates", terminate)
     try:
         with pytest.raises(SystemExit) as caught:
             run(prepared, tmp_path / "run", "--steps", "50", "--save_every", "50")

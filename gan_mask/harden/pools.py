@@ -74,11 +74,12 @@ def current_checkpoint(c: HardenConfig, number: int) -> Path:
     """--checkpoint; from round 2 on, with --generator_steps, a generator trained against the detector of before."""
     if number == 1 or not c.generator_steps:
         return Path(c.checkpoint)
-    from gan_mask import training
+    from gan_mask.training.loop import train
+    from gan_mask.training.options import TrainConfig
 
     run = Path(c.out) / f"round-{number}" / "generator"
-    training.train(
-        training.TrainConfig(
+    train(
+        TrainConfig(
             data=c.data, out=str(run), steps=c.generator_steps, batch_size=12, seed=c.seed, workers=c.workers,
             embedders=c.embedders, detectors=(f"onnx:{Path(c.out) / 'hardened.json'}",), far=c.far,
             templates=c.templates, discriminator_width=16, kernel=3,

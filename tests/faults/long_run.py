@@ -17,7 +17,7 @@ from typing import Any
 
 import commands
 
-from gan_mask import training
+from gan_mask.training import loop as training
 
 POINTS = 20
 TRAIN = (

@@ -14,11 +14,12 @@ sys.path.insert(0, str(REPOSITORY))
 
 import numpy as np  # noqa: E402
 
-from gan_mask import config, training  # noqa: E402
+from gan_mask import config  # noqa: E402
 from gan_mask.data import FORMAT, INDEX, PreparedSet  # noqa: E402
 from gan_mask.errors import GanMaskError  # noqa: E402
 from gan_mask.networks import generator_config  # noqa: E402
 from gan_mask.pretrained import dlib_resnet  # noqa: E402
+from gan_mask.training import options as training  # noqa: E402
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
 INDEX_SEPARATOR = b"\n--index--\n"

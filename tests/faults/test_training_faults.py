@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import TINY, error, run
 
-from gan_mask import files, health, training
+from gan_mask import files, health, losses, networks
 from gan_mask.errors import GanMaskError
+from gan_mask.training import step as playing
 
 STEPS = ("--steps", "120", "--validate_every", "200", "--save_every", "5", "--r1_every", "200")
 
@@ -49,8 +50,8 @@ def after(step: int, original: Callable[..., Any], changed: Callable[..., Any]) 
 )
 def test_a_loss_that_is_not_finite_is_named_at_once(term, value, fakes, prepared, tmp_path, capsys, monkeypatch):
     name = {"total_variation": "smooth", "squared_distance": "fidelity", "g_nonsaturating": "realism"}.get(term, term)
-    original = getattr(training.losses, term)
-    monkeypatch.setattr(training.losses, term, after(3, original, lambda *a: original(*a) * float(value)))
+    original = getattr(losses, term)
+    monkeypatch.setattr(losses, term, after(3, original, lambda *a: original(*a) * float(value)))
     complaint, step = steps_until(capsys, prepared, tmp_path / "run")
     assert f"'{name}' is not finite" in complaint and step == 3
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -58,9 +59,9 @@ def test_a_loss_that_is_not_finite_is_named_at_once(term, value, fakes, prepared
 
 def test_a_gradient_that_is_not_finite_is_traced_to_its_term(fakes, prepared, tmp_path, capsys, monkeypatch):
     """The value is fine, its derivative is not: sqrt at 0."""
-    original = training.losses.total_variation
+    original = losses.total_variation
     monkeypatch.setattr(
-        training.losses, "total_variation", after(3, original, lambda x: original(x) + (x * 0).sum((1, 2, 3)).sqrt())
+        losses, "total_variation", after(3, original, lambda x: original(x) + (x * 0).sum((1, 2, 3)).sqrt())
     )
     complaint, step = steps_until(capsys, prepared, tmp_path / "run", "--save_every", "2")
     assert "the gradient of the loss term 'smooth' is not finite" in complaint and step == 3
@@ -69,9 +70,9 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_term(fakes, prepared, tm
 
 
 def test_a_dead_discriminator_ends_the_run_within_100_steps(fakes, prepared, tmp_path, capsys, monkeypatch):
-    forward = training.Discriminator.forward
+    forward = networks.Discriminator.forward
     dead = lambda self, x: forward(self, x) * 0  # noqa: E731
-    monkeypatch.setattr(training.Discriminator, "forward", after(20, forward, dead))
+    monkeypatch.setattr(networks.Discriminator, "forward", after(20, forward, dead))
     complaint, step = steps_until(capsys, prepared, tmp_path / "run")
     assert "the discriminator is dead: 'd_logistic'" in complaint and step < 10 + 100
     assert int(checkpoints(tmp_path / "run")[-1].removeprefix("step-")) <= step - health.STOP
@@ -91,13 +92,13 @@ def test_a_saturated_discriminator_is_noticed_only_where_it_counts():
 
 def test_a_flat_texture_ends_the_run_within_100_steps(fakes, prepared, tmp_path, capsys, monkeypatch):
     """Total variation without its reference flattens the texture, which is what the sign is for."""
-    original = training.dress
+    original = playing.dress
 
-    def flat(*args: Any) -> training.Scene:
+    def flat(*args: Any) -> playing.Scene:
         scene = original(*args)
         return scene._replace(texture=scene.texture * 0 + scene.texture.mean((2, 3), keepdim=True))
 
-    monkeypatch.setattr(training, "dress", after(5, original, flat))
+    monkeypatch.setattr(playing, "dress", after(5, original, flat))
     options = ("--templates", "face-001", "face-002", "--smooth", "1000")
     complaint, step = steps_until(capsys, prepared, tmp_path / "run", *options)
     assert "textures have collapsed" in complaint and "largest loss term is 'smooth'" in complaint and step <= 5 + 100
@@ -175,9 +176,9 @@ def test_fp16_that_always_overflows_ends_the_run() -> None:
 
 
 def test_too_little_gpu_memory_is_answered_with_what_fits(fakes, prepared, tmp_path, capsys, monkeypatch):
-    original, tried = training.dress, []
+    original, tried = playing.dress, []
 
-    def small(face: torch.Tensor, *args: Any) -> training.Scene:
+    def small(face: torch.Tensor, *args: Any) -> playing.Scene:
         tried.append(len(face))
         if len(face) > 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -185,7 +186,7 @@ def test_too_little_gpu_memory_is_answered_with_what_fits(fakes, prepared, tmp_p
 
     data, out = str(prepared), str(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "dress", small)
+        patch.setattr(playing, "dress", small)
         complaint = error(capsys, "--data", data, "--out", out, *TINY, "--steps", "2", "--batch_size", "8")
         assert "does not hold --batch_size 8; 2 fits (tried)" in complaint and tried == [8, 4, 2]
         assert "--batch_size 2 --accumulate 4" in complaint
@@ -194,7 +195,7 @@ def test_too_little_gpu_memory_is_answered_with_what_fits(fakes, prepared, tmp_p
     a, b = (load_file(tmp_path / n / "checkpoints/step-0000002/state.safetensors") for n in ("run", "whole"))
     assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a if k.startswith("ema."))
     with monkeypatch.context() as patch:
-        patch.setattr(training, "dress", lambda *a: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
+        patch.setattr(playing, "dress", lambda *a: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
         complaint = error(capsys, "--data", data, "--out", str(tmp_path / "none"), *TINY, "--steps", "2")
     assert "not even a single face fits" in complaint
 

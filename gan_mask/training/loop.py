@@ -1,0 +1,257 @@
+"""The training loop, under `accelerate launch` on any number of processes."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gan_mask import commands, config, files, templates
+from gan_mask.data import PreparedSet
+from gan_mask.errors import GanMaskError
+from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
+from gan_mask.networks import Discriminator, Generator
+from gan_mask.surrogates import load_surrogates
+from gan_mask.training.log import Log
+from gan_mask.training.options import BATCH, GENERATOR_NOISE, RESUMABLE, TrainConfig, check, first_template
+from gan_mask.training.schedule import Schedule
+from gan_mask.training.state import State
+from gan_mask.training.step import Game, Scene
+from gan_mask.training.validation import Validation
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with commands.ending("earlier checkpoints are intact: run the same command again"):
+        c = config.parse(TrainConfig, argv, "Train the conditional generator. Run the same command again to resume.")
+        try:
+            train(c)
+        except RuntimeError as error:
+            if not lost_process(error):
+                raise
+            complaint = "another process of this training is gone; run the same command again to resume"
+            raise GanMaskError(complaint) from error
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether a collective operation failed, which is how a process learns that another one has died."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return isinstance(error, distributed.DistError) or bool(re.search("gloo|NCCL|ncclSystemError", str(error)))
+
+
+def train(c: TrainConfig) -> None:
+    check(c)
+    out = Path(c.out)
+    accelerator = Accelerator(mixed_precision=c.mixed_precision, gradient_accumulation_steps=c.accumulate)
+    set_seed(c.seed)
+    photos = PreparedSet(c.data, "train")
+    if len(photos) < 2:
+        raise GanMaskError(f"{c.data}: {len(photos)} faces in the train split; at least 2 are needed")
+    claim(out, c, accelerator)
+
+    # Networks and optimisers
+    generator = Generator(
+        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
+        softness=c.softness, size=photos.size, margin=photos.margin, default_template=first_template(c),
+        trained_against=(*c.embedders, *c.detectors),
+    )  # fmt: skip
+    net, ema, discriminator = (
+        generator.net,
+        Generator(**config.to_dict(generator.config)),
+        Discriminator(c.discriminator_width),
+    )
+    ema.load_state_dict(generator.state_dict())
+    ema.requires_grad_(False).to(accelerator.device)
+    optimizers = (
+        torch.optim.AdamW(net.parameters(), c.learning_rate, betas=(0.5, 0.99), weight_decay=1e-4),
+        torch.optim.AdamW(
+            discriminator.parameters(), c.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.0
+        ),
+    )
+    net, discriminator, *optimizers = accelerator.prepare(net, discriminator, *optimizers)
+    state = State(out, accelerator, net, discriminator, ema, optimizers)
+    start = state.load_latest()
+
+    # Frozen networks, templates, clean embeddings
+    device = accelerator.device
+    surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
+    bank = templates.load_all(c.templates, generator.texture_size).to(device)
+    references = [clean_embeddings(e, photos, out, accelerator) for e in surrogates.embedders]
+    validation = Validation(c, surrogates, bank, device) if accelerator.is_main_process else None
+
+    schedule = Schedule(photos.identities, c, accelerator.process_index, accelerator.num_processes, start)
+    loader = DataLoader(
+        photos,
+        batch_sampler=schedule,
+        num_workers=c.workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_signals,
+    )
+    batches = iter(loader)
+    judge = accelerator.unwrap_model(discriminator)
+    game = Game(c, net, discriminator, judge, surrogates, references, bank, schedule, accelerator.autocast, device)
+    log = Log(out, c, start, accelerator)
+    health = Health(judged=c.realism > 0)
+    stop = stop_on_signals()
+    norms: tuple[float, ...] = (0.0, 0.0)
+    due = False
+
+    for step in range(start, c.steps):
+        scale_learning_rates(optimizers, c, step)
+        for micro in range(c.accumulate):
+            batch = next(batches)
+            with accelerator.accumulate(net, discriminator):
+                scene, terms = play_in_memory(game, accelerator, batch, step, micro)
+                if accelerator.sync_gradients:
+                    try:
+                        norms = step_optimizers(accelerator, (net, discriminator), optimizers, (c.clip, 10 * c.clip))
+                    except FloatingPointError:
+                        alone = game.alone(accelerator)
+                        parameters = [*alone.net.parameters(), *alone.judge.parameters()]
+                        alone.play(batch, step, micro, partial(name_the_culprit, parameters=parameters))
+                        raise not_finite("a gradient") from None
+        update_average(ema.net, accelerator.unwrap_model(net), min(c.ema, (1 + step) / (10 + step)))
+
+        done = step + 1
+        log.step(done, terms, scene, norms)
+        health.look(terms, norms, scene.texture, scene.template)
+        if validation and (done % c.validate_every == 0 or done == c.steps):
+            log.figures(done, validation.figures(ema), "val")
+            log.picture(done, validation.picture(ema))
+        stopping = stop.is_set(accelerator)
+        due = due or done % c.save_every == 0
+        if (due and health.good) or done == c.steps or stopping:
+            state.save(done, c.keep)
+            due = False
+        if stopping:
+            log.close()
+            raise SystemExit(stop.goodbye(done))
+    log.close()
+    if accelerator.is_main_process:
+        print(f"done: {c.steps} steps; the generator is in {out / 'generator'}")
+    accelerator.end_training()
+
+
+def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
+    """Make the run folder, or make sure that it holds the same run."""
+    if accelerator.is_main_process:
+        path = out / "train.json"
+        if path.is_file():
+            before, now = files.read_json(path), config.to_dict(c)
+            changed = [k for k in now if k not in RESUMABLE and before.get(k) != now[k]]
+            if all(before.get(k) for k in BATCH) and math.prod(before[k] for k in BATCH) == math.prod(
+                now[k] for k in BATCH
+            ):
+                changed = [k for k in changed if k not in BATCH]
+            if changed:
+                differences = ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed)
+                raise GanMaskError(
+                    f"{out} holds a run with other options ({differences}); "
+                    "give another --out, or the same options to resume"
+                )
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(out)
+            files.write_json(path, config.to_dict(c))
+        except OSError as error:
+            raise GanMaskError(f"--out {out}: cannot write there ({error.strerror})") from error
+    accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def clean_embeddings(embedder: Any, photos: PreparedSet, out: Path, accelerator: Accelerator) -> Tensor:
+    """Embeddings (N, D) of the unmasked train split, computed once per run and kept beside it."""
+    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}.npy"
+    if accelerator.is_main_process and not (path.is_file() and readable(path, len(photos))):
+        rows = []
+        loader = DataLoader(photos, batch_size=64, num_workers=0)
+        for batch in commands.Progress(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2):
+            rows.append(embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device)).cpu())
+        with files.replacing(path) as temporary, open(temporary, "wb") as f:
+            np.save(f, torch.cat(rows).numpy())
+    accelerator.wait_for_everyone()
+    return torch.from_numpy(np.load(path, allow_pickle=False))
+
+
+def readable(path: Path, rows: int) -> bool:
+    try:
+        return len(np.load(path, allow_pickle=False)) == rows
+    except (ValueError, EOFError, OSError) as error:
+        print(f"warning: {path}: damaged ({error}); it is computed again", file=sys.stderr)
+        return False
+
+
+def play_in_memory(
+    game: Game, accelerator: Accelerator, batch: dict[str, Tensor], step: int, micro: int
+) -> tuple[Scene, dict[str, Tensor]]:
+    """`game.play` with backward passes; where the GPU's memory is too small, an error that says what would fit."""
+    try:
+        return game.play(batch, step, micro, lambda terms: accelerator.backward(total(terms)))
+    except torch.cuda.OutOfMemoryError:
+        pass  # the memory that its traceback holds is free from here on
+    c, alone = game.c, game.alone(accelerator)
+    fits = largest_batch_that_fits(
+        lambda size: alone.play(batch, step, micro, lambda terms: total(terms).backward(), size), c.batch_size
+    )
+    remedy = "not even a single face fits; use smaller --widths or fewer surrogates"
+    if fits:
+        parts = c.accumulate * math.ceil(c.batch_size / fits)
+        remedy = f"{fits} fits (tried). Go on with --batch_size {fits} --accumulate {parts}"
+    raise GanMaskError(f"the GPU's memory does not hold --batch_size {c.batch_size}; {remedy}")
+
+
+def scale_learning_rates(optimizers: Sequence[Any], c: TrainConfig, step: int) -> None:
+    """Linear warm-up, then a cosine down to a tenth."""
+    factor = min((step + 1) / max(c.warmup, 1), 1.0) * (0.55 + 0.45 * math.cos(math.pi * step / c.steps))
+    for optimizer, rate in zip(optimizers, (c.learning_rate, c.discriminator_learning_rate), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
+    for a, b in zip(average.parameters(), net.parameters(), strict=True):
+        a.lerp_(b.detach().float(), 1 - decay)
+
+
+def ignore_signals(worker: int) -> None:
+    """For loader processes: a signal to the whole process group is for the training process to answer."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class stop_on_signals:
+    """SIGTERM and Ctrl-C end the run after the current step, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._notice)
+
+    def _notice(self, number: int, frame: Any) -> None:
+        self.signal = number
+
+    def is_set(self, accelerator: Accelerator) -> bool:
+        """The same answer on every process."""
+        if accelerator.num_processes == 1:
+            return self.signal != 0
+        flag = torch.tensor(self.signal, device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum").item())
+
+    def goodbye(self, step: int) -> int:
+        print(f"stopped after step {step}, checkpoint written; run the same command again to go on", file=sys.stderr)
+        return 128 + (self.signal or signal.SIGTERM)

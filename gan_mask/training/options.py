@@ -1,0 +1,88 @@
+"""Options of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gan_mask import templates
+from gan_mask.config import option
+from gan_mask.errors import GanMaskError
+from gan_mask.surrogates import Goal
+
+GENERATOR_NOISE = 32  # length of z
+
+
+@dataclass
+class TrainConfig:
+    data: str = option("", "prepared set to train on (data_prep/prepare.py makes it)")
+    out: str = option("", "run folder; running the same command again resumes it")
+    steps: int = option(20000, "optimiser steps in all")
+    batch_size: int = option(32, "faces per process and micro-batch")
+    accumulate: int = option(1, "micro-batches per optimiser step")
+    seed: int = option(0, "of everything random")
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "arithmetic of the networks; geometry stays float32")
+    workers: int = option(2, "loader processes per training process")
+
+    embedders: tuple[str, ...] = option(("dlib",), "surrogate face recognisers")
+    detectors: tuple[str, ...] = option(("classifier",), "surrogate mask detectors")
+    far: float = option(1e-3, "false-accept rate of the thresholds to get below")
+    templates: tuple[str, ...] = option(
+        ("faces",), "mask templates to sample: names, or the groups faces, plain, cloth"
+    )
+
+    widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution")
+    heads: Literal["filter", "residual", "both"] = option("both", "what the generator predicts")
+    kernel: int = option(5, "side of the filter kernels, texels")
+    residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]")
+    softness: float = option(0.03, "fade at the mask's edge, fraction of the mask's width")
+    discriminator_width: int = option(32, "discriminator's channels in its first layer")
+
+    realism: float = option(0.2, "weight: discriminator's opinion")
+    dodging: float = option(2.0, "weight: similarity to the wearer's photos above threshold")
+    undetected: float = option(0.5, "weight: mask logit")
+    found: float = option(0.5, "weight: face logit, so that the face stays a face")
+    perceptual: float = option(0.0, "weight: LPIPS to the DM result (needs AlexNet's weights)")
+    fidelity: float = option(100.0, "weight: mean squared difference to the template's texture")
+    smooth: float = option(1.0, "weight: total variation of what the generator changes")
+    dodging_margin: float = option(0.25, "how far below threshold, in units of 1 - threshold")
+    detection_margin: float = option(2.0, "how far beyond the detectors' decision, logits")
+    r1: float = option(1.0, "weight gamma of the R1 penalty")
+    r1_every: int = option(8, "steps between R1 penalties, each counted as many times")
+
+    diversity: float = option(1.0, "strength of the augmentations before surrogates and discriminator")
+    eot: float = option(0.3, "strength of the jitter at which masks are worn")
+
+    learning_rate: float = option(1e-3, "generator's, AdamW")
+    discriminator_learning_rate: float = option(5e-4, "discriminator's, AdamW")
+    warmup: int = option(50, "steps of linear warm-up")
+    clip: float = option(1.0, "largest gradient norm")
+    ema: float = option(0.995, "decay of the averaged generator, which is the one that is kept")
+
+    log_every: int = option(10, "steps between logged figures")
+    validate_every: int = option(200, "steps between validations and image grids")
+    validation_faces: int = option(48, "faces of the val split to validate on")
+    save_every: int = option(200, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.dodging_margin, self.detection_margin)
+
+
+# Options that may change when a run is resumed; with any other change the result would not be that of one run.
+RESUMABLE = {"out", "data", "steps", "workers", "log_every", "validate_every", "validation_faces", "save_every", "keep"}
+BATCH = ("batch_size", "accumulate")  # free to change, too, while their product stays: the faces of a step
+
+
+def check(c: TrainConfig) -> None:
+    for name in ("data", "out"):
+        if not getattr(c, name):
+            raise GanMaskError(f"--{name} is missing: {TrainConfig.__dataclass_fields__[name].metadata['help']}")
+    for name in ("steps", "batch_size", "accumulate", "r1_every", "log_every", "validate_every", "save_every", "keep"):
+        if getattr(c, name) < 1:
+            raise GanMaskError(f"--{name} must be at least 1, got {getattr(c, name)}")
+
+
+def first_template(c: TrainConfig) -> str:
+    return next(iter(templates.expand(c.templates)))
