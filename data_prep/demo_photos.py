@@ -14,9 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gan_mask import files  # noqa: E402
+from gan_mask import commands, files  # noqa: E402
 from gan_mask.data import EMBEDDED, PreparedSet  # noqa: E402
-from gan_mask.errors import GanMaskError  # noqa: E402
 from gan_mask.templates import TEMPLATE_PEOPLE  # noqa: E402
 
 
@@ -39,11 +38,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--limit", type=int, default=24, help="most photos (default: 24)")
     args = parser.parse_args()
-    try:
+    with commands.ending("the same command starts anew"):
         print(f"{write_photos(args.prepared, args.out, args.limit)} photos in {args.out}")
-    except GanMaskError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

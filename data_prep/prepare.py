@@ -9,4 +9,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gan_mask.prepare import main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

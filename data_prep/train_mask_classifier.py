@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from gan_mask import commands  # noqa: E402
 from gan_mask.data import PreparedSet  # noqa: E402
-from gan_mask.errors import GanMaskError  # noqa: E402
 from gan_mask.harden.pictures import (  # noqa: E402
     BACKGROUND,
     BARE,
@@ -145,7 +145,5 @@ def evaluate(net: MaskClassifierNet, args: argparse.Namespace, pack: dict[int, l
 
 
 if __name__ == "__main__":
-    try:
+    with commands.ending("the same command starts anew"):
         main()
-    except GanMaskError as error:
-        sys.exit(f"error: {error}")

@@ -136,15 +136,19 @@ def load(path: str | Path = SHIPPED) -> Alarm:
 
 @dataclass
 class AlarmConfig:
-    data: str = option("", "prepared set: fitted on its train split, calibrated on its val split")
+    data: str = option(
+        "", "prepared set: fitted on its train split, calibrated on its val split", group="input and output"
+    )
     out: str = option("", "JSON file to write")
-    detector: str = option("classifier-hardened", "mask detector whose logit is a feature")
+    detector: str = option("classifier-hardened", "mask detector whose logit is a feature", group="features")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers whose disagreement is a feature")
-    against: tuple[str, ...] = option(("generator", "dm"), "methods that make the faced masks: generator, dm")
+    against: tuple[str, ...] = option(
+        ("generator", "dm"), "methods that make the faced masks: generator, dm", group="masks to learn from"
+    )
     checkpoint: str = option("", "generator: its folder")
     templates: tuple[str, ...] = option(("faces",), "what is printed on the masks")
     own_templates: float = option(0.5, "share of masks that show another person of the set instead")
-    faces: int = option(300, "unmasked faces, and faced masks, to fit to")
+    faces: int = option(300, "unmasked faces, and faced masks, to fit to", group="fit and operating point")
     calibration_faces: int = option(600, "unmasked faces of the val split at most")
     false_alarms: float = option(0.005, "largest share of them that may raise the alarm; half of what is promised")
     seed: int = option(0, "of every random choice")

@@ -6,7 +6,7 @@ python -m gan_mask.calibrate --data PREPARED --embedder NAME [--split train|val|
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gan_mask import files
-from gan_mask.commands import add_message_options
+from gan_mask import commands, files
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import load_embedder, thresholds
@@ -70,28 +69,26 @@ def save(result: dict[str, Any], name: str, out: Path | None) -> Path:
     return out
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gan_mask.calibrate", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", required=True, help="prepared set (see data_prep/prepare.py)")
-    parser.add_argument("--embedder", required=True, help="name, or onnx:SIDECAR.json")
-    parser.add_argument("--split", help="train, val or test; default: all")
-    parser.add_argument("--out", type=Path, help="JSON file; default: the sidecar of an ONNX embedder, else the cache")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_message_options(parser)
+    add = parser.add_argument_group("calibration").add_argument
+    add("--data", required=True, help="prepared set (see data_prep/prepare.py); required")
+    add("--embedder", required=True, help="name, or onnx:SIDECAR.json; required")
+    add("--split", help="train, val or test (default: all of them)")
+    add("--out", type=Path, help="JSON file (default: the sidecar of an ONNX embedder, else the cache)")
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=here, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    commands.add_message_options(parser)
     options = parser.parse_args(arguments)
-    try:
+    with commands.ending("the same command starts anew"):
         faces = PreparedSet(options.data, options.split)
         source = f"{Path(options.data).resolve().name}, split {options.split or 'all'}"
         result = calibrate(load_embedder(options.embedder, options.device), faces, source, options.device)
         path = save(result, options.embedder, options.out)
-    except (GanMaskError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     for far, cosine in result["cosine"].items():
         print(f"FAR {far}: cosine {cosine:.4f}")
     print(f"{result['provenance']['impostor_pairs']:,} impostor pairs; written to {path}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -21,14 +21,14 @@ LARGEST_FILE = 100_000  # bytes of a YAML file
 MOST_ITEMS = 10_000  # of one option
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field whose `--help` line is `help`."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, group: str = "") -> Any:
+    """A dataclass field whose `--help` line is `help`. group: heading above it and those that follow."""
+    return dataclasses.field(default=default, metadata={"help": help, "group": group})
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, description: str) -> T:
     """An instance of the dataclass `cls`. `--print_config` prints it as YAML and exits."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", help="YAML file with any of the options below; the command line wins")
     parser.add_argument("--print_config", action="store_true", help="print the resulting options as YAML and exit")
     add_options(parser, cls)
@@ -52,16 +52,19 @@ def add_options(parser: argparse._ActionsContainer, cls: type[Any], separator: s
     separator: between the words of an option's name, '_' or '-'.
     """
     types = typing.get_type_hints(cls)
+    group = parser
     for field in dataclasses.fields(cls):
         if "help" not in field.metadata:
             continue
+        if field.metadata["group"]:
+            group = parser.add_argument_group(field.metadata["group"])
         many = typing.get_origin(types[field.name]) is tuple
-        parser.add_argument(
+        group.add_argument(
             f"--{field.name.replace('_', separator)}",
             nargs="*" if many else None,
             default=argparse.SUPPRESS,
             metavar=_metavar(types[field.name]),
-            help=f"{field.metadata['help']} (default: {_shown(field.default)})".replace("%", "%%"),
+            help=f"{field.metadata['help']} ({_shown(field.default)})".replace("%", "%%"),
         )
 
 
@@ -96,8 +99,10 @@ def to_yaml(config: Any) -> str:
 
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
-        return " ".join(map(str, default))
-    return f"{default:.4g}" if isinstance(default, float) else str(default)
+        default = " ".join(map(str, default))
+    if default == "":
+        return "no default"
+    return "default: " + (f"{default:.4g}" if isinstance(default, float) else str(default))
 
 
 def _metavar(kind: Any) -> str:

@@ -17,8 +17,6 @@ import os
 import re
 import shutil
 import signal
-import stat
-import sys
 import threading
 import time
 import zipfile
@@ -31,21 +29,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from multiprocessing.connection import wait
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from gan_mask.commands import Progress, add_message_options
+from gan_mask import commands
+from gan_mask.commands import Progress
 from gan_mask.data import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, Face, FaceFinder, UnreadableImage, align, read_image
+from gan_mask.faces import Face, FaceFinder, UnreadableImage, align
 from gan_mask.files import read_json, remove_leftovers, replacing, write_json
+from gan_mask.photo_source import Photo, Source
 
 CHUNK = 64  # photos
-BOMB_BYTES, BOMB_RATIO = 50_000_000, 100  # no photo of this size shrinks this much
 PIXELS_AT_ONCE = 32_000_000  # decoded photos held in memory, so that a chunk of huge ones fits
 UTF8 = ("utf-8", "surrogateescape")  # file names need not be valid UTF-8
 
@@ -81,112 +80,6 @@ class Settings:
         except re.error as error:
             raise GanMaskError(f"--identity-regex: not a regular expression ({error})") from None
         need(groups >= 1, "identity_regex", "a regular expression whose first group is the person")
-
-
-# -------------------------------------------------------------------------------------------- source
-
-
-@dataclass(frozen=True)
-class Photo:
-    path: str  # inside SRC, with /
-    person: str
-
-
-class Source:
-    """The photos of a folder or zip file. `photos` reads names only; `read` is safe for names from `photos`."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._zip: zipfile.ZipFile | None = None
-        if not self.path.exists():
-            raise GanMaskError(f"{path}: no such folder or zip file")
-        if self.path.is_dir():
-            return
-        try:
-            self._zip = zipfile.ZipFile(self.path)
-        except zipfile.BadZipFile as error:
-            raise GanMaskError(f"{path}: neither a folder nor an intact .zip file ({error})") from None
-        except OSError as error:
-            raise GanMaskError(f"{path}: cannot be read ({error.strerror})") from None
-
-    def photos(self, identity_regex: str) -> list[Photo]:
-        """All image files, sorted by path, each with its person."""
-        if self._zip:
-            _refuse_malicious(self.path, self._zip.infolist())
-        names = self._zip.namelist() if self._zip else _walk(self.path)
-        paths = sorted({name for name in names if _is_photo(name)})
-        if not paths:
-            raise GanMaskError(f"{self.path}: no image files in it (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
-        folders = [PurePosixPath(path).parent.parts for path in paths]
-        # lfw/NAME/x.jpg and NAME/x.jpg are the same set: folders around all photos say nothing.
-        shared = len(os.path.commonprefix([min(folders), max(folders)]))
-        return [
-            Photo(path, "/".join(folder[shared:]) or _person(path, identity_regex))
-            for path, folder in zip(paths, folders, strict=True)
-        ]
-
-    def read(self, path: str) -> np.ndarray:
-        """Decode one photo. Raises UnreadableImage."""
-        if not self._zip:
-            return read_image(self.path / path, path)
-        if self._zip.getinfo(path).file_size > MAX_BYTES:
-            raise UnreadableImage(path, f"larger than {MAX_BYTES >> 20} MiB")
-        try:
-            content = self._zip.read(path)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            raise UnreadableImage(path, f"damaged, encrypted or unsupported in the zip file ({error})") from error
-        return read_image(content, path)
-
-
-def _refuse_malicious(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
-    """Archives made to escape, to mislead or to blow up. Nothing is ever extracted to disk; still, none is wanted."""
-
-    def refuse(entry: zipfile.ZipInfo, why: str) -> None:
-        raise GanMaskError(f"{path}: refused, {entry.filename!r} {why}; unpack it yourself if you trust it")
-
-    seen: set[str] = set()
-    for entry in entries:
-        place = PurePosixPath(entry.filename.replace("\\", "/"))
-        if place.is_absolute() or ".." in place.parts or re.match("[A-Za-z]:", entry.filename):
-            refuse(entry, "points out of the archive")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            refuse(entry, "is a symbolic link")
-        if entry.filename in seen:
-            refuse(entry, "is in it twice")
-        if entry.file_size > BOMB_BYTES and entry.file_size > BOMB_RATIO * entry.compress_size:
-            refuse(entry, f"unpacks to {entry.file_size} bytes from {entry.compress_size}, a decompression bomb")
-        seen.add(entry.filename)
-    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
-        raise GanMaskError(f"{path}: refused, its entries overlap, a decompression bomb")
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Paths of all files under `folder`; links to folders are followed, each folder once."""
-
-    def fail(error: OSError) -> None:
-        raise GanMaskError(f"{error.filename}: cannot be read ({error.strerror})")
-
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        seen.add(os.path.realpath(parent))
-        folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) not in seen]
-        yield from (PurePosixPath(os.path.relpath(os.path.join(parent, name), folder)).as_posix() for name in names)
-
-
-def _is_photo(name: str) -> bool:
-    """An image by its suffix, at a safe place, and no hidden file of some system."""
-    path = PurePosixPath(name)
-    if path.suffix.lower() not in IMAGE_SUFFIXES or name.endswith("/"):
-        return False
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)  # `..` too
-    return not (hidden or path.is_absolute())
-
-
-def _person(path: str, identity_regex: str) -> str:
-    match = re.fullmatch(identity_regex, PurePosixPath(path).stem)
-    if not match or not match[1]:
-        raise GanMaskError(f"{path}: --identity-regex {identity_regex!r} finds no person in this file name")
-    return match[1]
 
 
 # -------------------------------------------------------------------------------------------- one chunk
@@ -509,35 +402,37 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     d = Settings()
-    parser.add_argument(
+    add = parser.add_argument_group("source and destination").add_argument
+    add(
         "src", metavar="SRC",
         help="folder or .zip: PERSON/photo.* (LFW, VGGFace2, CASIA-WebFace), or photos in one folder, whose persons "
         "come from the file names; or the word `synthetic` for the faces in the package",
     )  # fmt: skip
-    parser.add_argument("dst", metavar="DST", help="new folder for the prepared set")
-    parser.add_argument("--size", type=int, default=d.size, help="side of the crops, pixels")
-    parser.add_argument(
-        "--margin", type=float, default=d.margin, help="space left and right of the jaw, as a fraction of its width"
-    )
-    parser.add_argument("--workers", type=int, default=_cores(), help="processes")
-    parser.add_argument("--min-score", type=float, default=d.min_score, help="least face probability, 0 to 1")
-    parser.add_argument("--min-size", type=int, default=d.min_size, help="smallest face looked for, photo pixels")
-    parser.add_argument(
-        "--splits",
-        type=_fractions,
-        default=",".join(map(str, d.splits)),
-        metavar="TRAIN,VAL,TEST",
+    add("dst", metavar="DST", help="new folder for the prepared set")
+
+    add = parser.add_argument_group("people").add_argument
+    add(
+        "--splits", type=_fractions, default=",".join(map(str, d.splits)), metavar="TRAIN,VAL,TEST",
         help="fractions of the people, by name",
-    )
-    parser.add_argument("--seed", type=int, default=d.seed, help="of the split")
-    parser.add_argument("--quality", type=int, default=d.quality, help="of the crops' JPEG, 1 to 100")
-    parser.add_argument(
+    )  # fmt: skip
+    add("--seed", type=int, default=d.seed, help="of the split")
+    add(
         "--identity-regex", default=d.identity_regex,
         help="for photos in one folder: matched against the file name without suffix, group 1 is the person; "
         "the default drops a trailing _NNNN",
     )  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="where faces are searched: cpu, cuda, cuda:1, ...")
-    add_message_options(parser)
+
+    add = parser.add_argument_group("faces").add_argument
+    add("--size", type=int, default=d.size, help="side of the crops, pixels")
+    add("--margin", type=float, default=d.margin, help="space left and right of the jaw, as a fraction of its width")
+    add("--min-score", type=float, default=d.min_score, help="least face probability, 0 to 1")
+    add("--min-size", type=int, default=d.min_size, help="smallest face looked for, photo pixels")
+    add("--quality", type=int, default=d.quality, help="of the crops' JPEG, 1 to 100")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--workers", type=int, default=_cores(), help="processes")
+    add("--device", default="cpu", help="where faces are searched: cpu, cuda, cuda:1, ...")
+    commands.add_message_options(parser)
     return parser.parse_args(argv)
 
 
@@ -549,19 +444,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input, 130 interrupted."""
+def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parse_args(argv))
     src, dst, workers, device = (args.pop(name) for name in ("src", "dst", "workers", "device"))
     started = time.monotonic()
-    try:
+    with commands.ending(f"run the same command again to continue {dst}"):
         summary = prepare(src, dst, Settings(**args), workers, device)
-    except GanMaskError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; run the same command again to continue {dst}", file=sys.stderr)
-        return 130
     for name, part in summary["splits"].items():
         print(f"{name:5} {part['people']:7} people {part['faces']:8} faces" + ("" if part["faces"] else "  (empty)"))
     print(f"{summary['photos']} photos -> {summary['faces']} faces of {summary['people']} people")
@@ -570,4 +458,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{summary['several faces']} with several faces, one kept; see {Path(dst) / 'skipped.csv'}"
     )
     print(f"{time.monotonic() - started:.0f} s")
-    return 0

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,12 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(pretrained.EMBEDDERS, "fake", lambda name: FakeEmbedder())  # type: ignore[arg-type,return-value]
     monkeypatch.setitem(pretrained.DETECTORS, "fake", lambda name: FakeDetector())  # type: ignore[arg-type,return-value]
+
+
+def status(main: Callable[[list[str]], None], argv: list[str]) -> int:
+    """The exit status of a command."""
+    try:
+        main(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -28,6 +29,33 @@ def test_version_and_message_options(module: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         main(["--help"])
     assert {"--quiet", "--verbose"} <= set(capsys.readouterr().out.split())
+
+
+UNGROUPED = {"--help", "--config", "--print_config"}
+
+
+@pytest.mark.parametrize("module", [*MODULES, "harden.table"])
+def test_every_option_stands_in_a_group_and_says_its_default(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import import_module
+
+    parsers: list[argparse.ArgumentParser] = []
+
+    def caught(parser: argparse.ArgumentParser, *_: object) -> None:
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", caught)
+    with pytest.raises(SystemExit):
+        import_module(f"gan_mask.{module}").main([])
+    (parser,) = parsers
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            name = (action.option_strings or [action.dest])[-1]
+            if group.title in ("options", "positional arguments"):
+                assert name in UNGROUPED, f"{name} stands in no group"
+            elif action.option_strings and not action.required and group.title != "messages" and action.nargs != 0:
+                formatted = parser._get_formatter()._expand_help(action)
+                assert "default" in formatted, f"{name}: {formatted}"
 
 
 def test_endings(capsys: pytest.CaptureFixture[str]) -> None:

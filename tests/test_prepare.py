@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, embedded_photo
+from conftest import REPOSITORY, embedded_photo, status
 from PIL import Image
 
 from gan_mask import landmarks as lm
+from gan_mask import photo_source
 from gan_mask import prepare as module
 from gan_mask.data import INDEX, SPLITS, PreparedSet
 from gan_mask.errors import GanMaskError
@@ -178,7 +179,7 @@ import sys
 from gan_mask import prepare
 prepare.CHUNK = 3
 if __name__ == "__main__":
-    sys.exit(prepare.main())
+    prepare.main()
 """
 
 
@@ -199,7 +200,7 @@ def test_killed_and_resumed_is_the_same(
     with pytest.raises(GanMaskError, match="run the same prepare command again"):
         PreparedSet(dst)
     photos_read = []
-    monkeypatch.setattr(module, "read_image", lambda *given: photos_read.append(given) or read_image(*given))
+    monkeypatch.setattr(photo_source, "read_image", lambda *given: photos_read.append(given) or read_image(*given))
     prepare(people, dst, Settings(size=96))
     assert len(photos_read) < 12
     assert content(dst) == content(finished)
@@ -232,9 +233,9 @@ def _die(*arguments: object) -> int:
 
 def test_finished_set_is_left_alone(people: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(finished)
-    assert main([str(people), str(finished), "--size", "96"]) == 0
+    assert status(main, [str(people), str(finished), "--size", "96"]) == 0
     assert "9 faces of 4 people" in capsys.readouterr().out
-    assert main([str(people), str(finished), "--size", "128"]) == 2
+    assert status(main, [str(people), str(finished), "--size", "128"]) == 2
     assert "size 96 (now 128)" in capsys.readouterr().err
     assert content(finished) == before
 
@@ -254,12 +255,12 @@ def test_bad_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         "walls": "no face in any of the 1 photos",
     }  # fmt: skip
     for name, message in expected.items():
-        assert main([str(tmp_path / name), str(tmp_path / "dst"), "--workers", "1"]) == 2
+        assert status(main, [str(tmp_path / name), str(tmp_path / "dst"), "--workers", "1"]) == 2
         error = capsys.readouterr().err.split("error: ")[1]
         assert name in error or name == "walls"
         assert message in error
     monkeypatch.setattr(os, "scandir", _refuse)  # root may list anything, so the refusal is played
-    assert main([str(tmp_path / "walls"), str(tmp_path / "dst")]) == 2
+    assert status(main, [str(tmp_path / "walls"), str(tmp_path / "dst")]) == 2
     assert "walls: cannot be read (Permission denied)" in capsys.readouterr().err
 
 
@@ -272,7 +273,7 @@ def test_bad_destinations(people: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").touch()
     for name, message in {"file": "cannot be written", "used": "not empty", "file/below": "cannot be written"}.items():
-        assert main([str(people), str(tmp_path / name), "--workers", "1"]) == 2
+        assert status(main, [str(people), str(tmp_path / name), "--workers", "1"]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -287,7 +288,7 @@ def test_bad_destinations(people: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_bad_options_are_named(
     option: str, value: str, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(people), str(tmp_path / "set"), option, value]) == 2
+    assert status(main, [str(people), str(tmp_path / "set"), option, value]) == 2
     assert f"error: {option}" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import status
 from PIL import Image
 from torch import Tensor
 
@@ -599,16 +600,22 @@ def test_calibrate_command(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "dlib.json"
-    assert calibrate.main(["--data", str(prepared), "--embedder", "dlib", "--out", str(out), "--device", "cpu"]) == 2
+    assert (
+        status(calibrate.main, ["--data", str(prepared), "--embedder", "dlib", "--out", str(out), "--device", "cpu"])
+        == 2
+    )
     assert "error: 1710 impostor pairs are too few" in capsys.readouterr().err and not out.exists()
     monkeypatch.setattr(calibrate.thresholds, "FARS", (0.01,))
     monkeypatch.setattr(calibrate.thresholds.far_thresholds, "__defaults__", ((0.01,),))
-    assert calibrate.main(["--data", str(prepared), "--embedder", "dlib", "--out", str(out), "--device", "cpu"]) == 0
+    assert (
+        status(calibrate.main, ["--data", str(prepared), "--embedder", "dlib", "--out", str(out), "--device", "cpu"])
+        == 0
+    )
     result = json.loads(out.read_text())
     assert 0.7 < result["cosine"]["0.01"] < 1
     assert result["provenance"]["identities"] == 20 and result["provenance"]["impostor_pairs"] == 1710
     assert len(result["provenance"]["weights_sha256"]) == 64
-    assert calibrate.main(["--data", str(tmp_path / "none"), "--embedder", "dlib"]) == 2
+    assert status(calibrate.main, ["--data", str(tmp_path / "none"), "--embedder", "dlib"]) == 2
     assert "none" in capsys.readouterr().err
 
 

@@ -37,7 +37,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", nargs="+", default=["test"], help="splits of identities to take probes from (default: test)")
     known = ", ".join(attacks.METHODS)
     add("--methods", nargs="+", default=DEFAULT_METHODS, help=f"of {known} (default: all but the optimised)")
-    add("--checkpoint", help="generator: a folder with config.json and model.safetensors, or a run folder of train.py")
+    add("--checkpoint", help="generator: a folder with config.json and model.safetensors, or a run folder of train.py "
+        "(no default; only --methods generator needs it)")  # fmt: skip
     add("--templates", nargs="+", default=["faces"], help="template names, photos or groups (default: faces)")
     add("--harmonise", action="store_true", help="give templates the colours of the wearer's lower face first")
     add("--probes", type=int, default=500, help="most probes (default: 500)")
@@ -49,8 +50,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--detectors", nargs="*", default=["classifier"], metavar="DETECTOR",
         help="mask detectors likewise (default: classifier)")  # fmt: skip
     add("--held-out", "--held-out-embedders", nargs="*", default=[], metavar="EMBEDDER",
-        help="recognisers that no method and no training ever saw; reported apart")  # fmt: skip
-    add("--held-out-detectors", nargs="*", default=[], metavar="DETECTOR", help="mask detectors likewise")
+        help="recognisers that no method and no training ever saw; reported apart (default: none)")  # fmt: skip
+    add(
+        "--held-out-detectors",
+        nargs="*",
+        default=[],
+        metavar="DETECTOR",
+        help="mask detectors likewise (default: none)",
+    )
 
     add = parser.add_argument_group("thresholds").add_argument
     add(
@@ -70,13 +77,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--changed-probes", type=int, default=0,
         help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip
     add("--distractors", type=int, default=1000, help="most people in the gallery besides the mate (default: 1000)")
-    add("--pairs", help="file of the LFW protocol (pairs.txt): clean verification accuracy of each recogniser")
+    add(
+        "--pairs",
+        help="file of the LFW protocol (pairs.txt): clean accuracy of each recogniser (default: none)",
+    )
 
     add = parser.add_argument_group("output").add_argument
     add("--out", required=True, help="folder for index.html, report.json, tables as CSV and the masked faces")
     add("--cache", help="folder for embeddings of clean faces, to share them among runs (default: OUT/cache/clean)")
     add("--require", nargs="+", default=[], metavar="LIMIT",
-        help=f"exit with status 1 unless these hold: {gate.GRAMMAR}")  # fmt: skip
+        help=f"exit with status 1 unless these hold: {gate.GRAMMAR} (default: none)")  # fmt: skip
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
     attacks.add_options(parser)
     commands.add_message_options(parser)

@@ -13,9 +13,13 @@ from gan_mask.errors import GanMaskError
 
 @dataclass
 class HardenConfig:
-    data: str = option("", "prepared set; its train split is learned from")
+    data: str = option("", "prepared set; its train split is learned from", group="input and output")
     out: str = option("", "folder for the hardened detector; the same command again goes on")
-    detector: str = option("classifier", "classifier, classifier-hardened or onnx:SIDECAR.json")
+    detector: str = option(
+        "classifier",
+        "classifier, classifier-hardened or onnx:SIDECAR.json",
+        group="what is fine-tuned, and on which masks",
+    )
     against: tuple[str, ...] = option(("generator", "mf2m", "advnoise-dm", "dm"), "methods to make faced masks with")
     checkpoint: str = option("", "generator: its folder")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers that the optimised methods must dodge, too")
@@ -23,7 +27,7 @@ class HardenConfig:
     templates: tuple[str, ...] = option(("faces",), "what is printed on the masks: names, photos or groups")
     own_templates: float = option(0.5, "share of masks that show another person of the set instead, in [0, 1]")
     real_masks: str = option("", "zip of real masked and bare faces, whose train split joins the anchors")
-    rounds: int = option(2, "times that a pool is made and the detector fine-tuned")
+    rounds: int = option(2, "times that a pool is made and the detector fine-tuned", group="training")
     steps: tuple[int, ...] = option((300,), "optimiser steps of each round; the last number goes for all further ones")
     batch_size: int = option(48, "pictures per step")
     learning_rate: float = option(3e-4, "of AdamW, falling to 0 within each round")

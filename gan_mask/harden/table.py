@@ -50,15 +50,17 @@ COLUMNS = (
 
 @dataclass
 class TableConfig:
-    data: str = option("", "prepared set; its test split is measured")
+    data: str = option("", "prepared set; its test split is measured", group="input and output")
     out: str = option("", "folder for the table, the picture and the faces")
-    before: str = option("classifier", "the detector as it was")
+    before: str = option("classifier", "the detector as it was", group="what is compared")
     after: str = option("classifier-hardened", "the hardened detector")
     alarm: str = option(str(alarms.SHIPPED), "the faced-mask alarm's JSON file")
     generators: tuple[str, ...] = option((), "checkpoints of generators")
     adaptive: tuple[str, ...] = option((), "checkpoints of generators that were trained against --after")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers of the periocular fallback; the first is attacked")
-    templates: tuple[str, ...] = option(("faces",), "templates that the hardening has not seen")
+    templates: tuple[str, ...] = option(
+        ("faces",), "templates that the hardening has not seen", group="what is measured"
+    )
     real_masks: str = option("", "zip of real masked and bare faces, whose test split is measured")
     probes: int = option(120, "masked faces per row")
     bare: int = option(500, "unmasked faces at most")

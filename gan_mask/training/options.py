@@ -15,7 +15,7 @@ GENERATOR_NOISE = 32  # length of z
 
 @dataclass
 class TrainConfig:
-    data: str = option("", "prepared set to train on (data_prep/prepare.py makes it)")
+    data: str = option("", "prepared set to train on (data_prep/prepare.py makes it)", group="run")
     out: str = option("", "run folder; running the same command again resumes it")
     steps: int = option(20000, "optimiser steps in all")
     batch_size: int = option(32, "faces per process and micro-batch")
@@ -24,21 +24,23 @@ class TrainConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "arithmetic of the networks; geometry stays float32")
     workers: int = option(2, "loader processes per training process")
 
-    embedders: tuple[str, ...] = option(("dlib",), "surrogate face recognisers")
+    embedders: tuple[str, ...] = option(
+        ("dlib",), "surrogate face recognisers", group="what the masks are made against, and of"
+    )
     detectors: tuple[str, ...] = option(("classifier",), "surrogate mask detectors")
     far: float = option(1e-3, "false-accept rate of the thresholds to get below")
     templates: tuple[str, ...] = option(
         ("faces",), "mask templates to sample: names, or the groups faces, plain, cloth"
     )
 
-    widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution")
+    widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution", group="networks")
     heads: Literal["filter", "residual", "both"] = option("both", "what the generator predicts")
     kernel: int = option(5, "side of the filter kernels, texels")
     residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]")
     softness: float = option(0.03, "fade at the mask's edge, fraction of the mask's width")
     discriminator_width: int = option(32, "discriminator's channels in its first layer")
 
-    realism: float = option(0.2, "weight: discriminator's opinion")
+    realism: float = option(0.2, "weight: discriminator's opinion", group="losses")
     dodging: float = option(2.0, "weight: similarity to the wearer's photos above threshold")
     undetected: float = option(0.5, "weight: mask logit")
     found: float = option(0.5, "weight: face logit, so that the face stays a face")
@@ -50,16 +52,18 @@ class TrainConfig:
     r1: float = option(1.0, "weight gamma of the R1 penalty")
     r1_every: int = option(8, "steps between R1 penalties, each counted as many times")
 
-    diversity: float = option(1.0, "strength of the augmentations before surrogates and discriminator")
+    diversity: float = option(
+        1.0, "strength of the augmentations before surrogates and discriminator", group="augmentation"
+    )
     eot: float = option(0.3, "strength of the jitter at which masks are worn")
 
-    learning_rate: float = option(1e-3, "generator's, AdamW")
+    learning_rate: float = option(1e-3, "generator's, AdamW", group="optimisers")
     discriminator_learning_rate: float = option(5e-4, "discriminator's, AdamW")
     warmup: int = option(50, "steps of linear warm-up")
     clip: float = option(1.0, "largest gradient norm")
     ema: float = option(0.995, "decay of the averaged generator, which is the one that is kept")
 
-    log_every: int = option(10, "steps between logged figures")
+    log_every: int = option(10, "steps between logged figures", group="logs and checkpoints")
     validate_every: int = option(200, "steps between validations and image grids")
     validation_faces: int = option(48, "faces of the val split to validate on")
     save_every: int = option(200, "steps between checkpoints")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import embedded_photo
+from conftest import embedded_photo, status
 from safetensors.torch import load_file
 from test_training import TINY, error, run, weights
 
@@ -85,11 +85,11 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_preparing_on_a_full_and_on_a_read_only_disk(mount, people, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     dst = mount("size=100k") / "set"
-    assert main([str(people), str(dst), "--size", "160", "--workers", "1"]) == 2
+    assert status(main, [str(people), str(dst), "--size", "160", "--workers", "1"]) == 2
     complaint = capsys.readouterr().err
     assert "No space left" in complaint and "make room" in complaint and not (dst / "meta.json").exists()
     remount(dst.parent, "ro,size=10m")
-    assert main([str(people), str(dst), "--size", "160", "--workers", "1"]) == 2
+    assert status(main, [str(people), str(dst), "--size", "160", "--workers", "1"]) == 2
     assert "Read-only file system" in capsys.readouterr().err
     remount(dst.parent, "rw")
     prepare(people, dst, Settings(size=160))
@@ -109,6 +109,6 @@ def test_a_quota_is_like_a_full_disk(mount, people, fakes, prepared, capsys):
         pytest.skip("this kernel's tmpfs has no quotas")
     if (pid := os.fork()) == 0:
         os.setuid(65534)
-        os._exit(main([str(people), str(folder / "set"), "--size", "160", "--workers", "1"]))
+        os._exit(status(main, [str(people), str(folder / "set"), "--size", "160", "--workers", "1"]))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
     assert not (folder / "set" / "meta.json").exists()
