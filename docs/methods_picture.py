@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gan_mask import attacks, load_generator, templates
 from gan_mask.faces import FaceFinder, align, read_image
-from gan_mask.sampling import wear_on_photo
+from gan_mask.sampling.sampler import wear_on_photo
 from gan_mask.surrogates import load_surrogates
 
 WEARERS = {  # and the template of each

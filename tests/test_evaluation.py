@@ -556,7 +556,7 @@ def test_dodging_is_what_dlibs_own_program_says_by_its_rule_of_0_6(tmp_path):
 
     from gan_mask import weights
     from gan_mask.faces import FaceFinder, read_image
-    from gan_mask.sampling import wear_on_photo
+    from gan_mask.sampling.sampler import wear_on_photo
 
     finder, embedder = FaceFinder(), pretrained.load_embedder("dlib")
     people = [f"id_{i:04d}" for i in (2, 4, 5, 6, 8, 10, 12, 13, 14, 15)]

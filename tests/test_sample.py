@@ -20,8 +20,11 @@ from fakes import FakeDetector, FakeEmbedder
 from PIL import ExifTags, Image, ImageCms
 
 from gan_mask import masking, photo_files, pretrained, sampling, templates
+from gan_mask.faces import FaceFinder
 from gan_mask.networks import Generator
-from gan_mask.sampling import wear_on_photo
+from gan_mask.sampling import command, sampler
+from gan_mask.sampling.folder import JOURNAL
+from gan_mask.sampling.sampler import wear_on_photo
 
 PEOPLE = (4, 14, 56, 34, 20)
 CAFE = os.fsdecode(b"caf\xe9.png")  # a name that is not UTF-8
@@ -91,16 +94,16 @@ Run = Callable[..., int]
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
     """The command; exit status. Small stand-ins for the networks, and one FaceFinder for all runs."""
-    finders: dict[float, sampling.FaceFinder] = {}
-    real = sampling.FaceFinder
+    finders: dict[float, FaceFinder] = {}
+    real = FaceFinder
 
-    def finder(device: str, min_score: float) -> sampling.FaceFinder:
+    def finder(device: str, min_score: float) -> FaceFinder:
         if min_score not in finders:
             finders[min_score] = real(device, min_score)
         return finders[min_score]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "FaceFinder", finder)
+        patch.setattr(sampler, "FaceFinder", finder)
         patch.setitem(pretrained.EMBEDDERS, "fake", lambda name: FakeEmbedder())  # type: ignore[arg-type,return-value]
         patch.setitem(pretrained.DETECTORS, "fake", lambda name: FakeDetector())  # type: ignore[arg-type,return-value]
 
@@ -363,11 +366,26 @@ def test_the_same_command_again_does_only_what_is_missing(run: Run, tmp_path: Pa
     assert {row["template"] for row in table(out)} == {"plain-blue"}
 
 
+def test_another_network_under_the_same_name_is_noticed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = small_folder(tmp_path, *PEOPLE[:2]), tmp_path / "out"
+    assert run(folder, out, "--method", "dm") == 0
+    before = [row["similarity_fake"] for row in table(out)]
+    other = FakeEmbedder()
+    other.weight.data += 1
+    monkeypatch.setitem(pretrained.EMBEDDERS, "fake", lambda name: other)  # type: ignore[arg-type,return-value]
+    capsys.readouterr()
+    assert run(folder, out, "--method", "dm") == 0
+    assert "were done before" not in capsys.readouterr().out
+    assert [row["similarity_fake"] for row in table(out)] != before
+
+
 def test_an_interrupted_run_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = small_folder(tmp_path, *PEOPLE[:3]), tmp_path / "out"
-    process, calls = sampling.process, []
+    process, calls = command.process, []
 
     def interrupted(*args: object) -> object:
         calls.append(args)
@@ -376,10 +394,10 @@ def test_an_interrupted_run_goes_on(
         return process(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "process", interrupted)
+        patch.setattr(command, "process", interrupted)
         assert run(folder, out, "--method", "dm", "--batch-size", "1") == 130
     assert "interrupted" in capsys.readouterr().err
-    with open(out / sampling.JOURNAL, "a") as f:
+    with open(out / JOURNAL, "a") as f:
         f.write('{"photo": "half a li')  # as a kill would leave it
     assert run(folder, out, "--method", "dm", "--batch-size", "2") == 0
     assert "1 of 3 photos were done before" in capsys.readouterr().out

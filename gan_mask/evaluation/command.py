@@ -14,13 +14,14 @@ import gan_mask
 from gan_mask import attacks, commands, files, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import gate, looks, output, page
+from gan_mask.evaluation import gate, output, page
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.protocol import choose_probes
 from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.surrogates import Surrogates
 
 DEFAULT_METHODS = ["none", "plain", "dm", "generator"]
@@ -201,7 +202,7 @@ def settings_of(args: argparse.Namespace, config: GeneratorConfig, networks: Map
     values |= {"softness": config.softness, "texture": [config.texture_height, config.texture_width]}
     if args.checkpoint:
         values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
-    values["networks"] = {name: looks.fingerprint(name, network) for name, network in networks.items()}
+    values["networks"] = {name: fingerprint(name, network) for name, network in networks.items()}
     values["photos"] = [files.sha256(name) for name in args.templates if Path(name).is_file()]
     return values
 

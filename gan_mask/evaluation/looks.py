@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.evaluation.protocol import batches
 from gan_mask.faces import FaceFinder, align, to_tensors
 from gan_mask.landmarks import FRAMING
-from gan_mask.pretrained.protocol import Detector, Embedder
+from gan_mask.pretrained.protocol import Detector, Embedder, fingerprint
 
 
 @dataclass
@@ -129,16 +128,6 @@ def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------- clean faces
-
-
-def fingerprint(name: str, network: torch.nn.Module) -> str:
-    """Changes with a network's weights, and with its sidecar, which says how pictures are shown to it."""
-    digest = hashlib.sha256(name.encode())
-    for key, tensor in network.state_dict().items():
-        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    if name.startswith("onnx:"):
-        digest.update(Path(name.removeprefix("onnx:")).read_bytes())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,3 +70,13 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         if image.shape[-2:] == (height, width):
             return image
         return F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=True)
+
+
+def fingerprint(name: str, network: nn.Module) -> str:
+    """Changes with a network's weights, and with its sidecar, which says how pictures are shown to it."""
+    digest = hashlib.sha256(name.encode())
+    for key, tensor in network.state_dict().items():
+        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    if name.startswith("onnx:"):
+        digest.update(Path(name.removeprefix("onnx:")).read_bytes())
+    return digest.hexdigest()

@@ -29,6 +29,7 @@ from gan_mask import prepare, pretrained, sampling, training  # noqa: E402
 from gan_mask.evaluation import command as evaluation  # noqa: E402
 from gan_mask.evaluation import run as evaluation_run  # noqa: E402
 from gan_mask.faces import FaceFinder  # noqa: E402
+from gan_mask.sampling import sampler  # noqa: E402
 
 pretrained.EMBEDDERS["fake"] = lambda name: FakeEmbedder()  # type: ignore[assignment,return-value]
 pretrained.DETECTORS["fake"] = lambda name: FakeDetector()  # type: ignore[assignment,return-value]
@@ -62,7 +63,7 @@ def load_once() -> None:
     """Load the face finders' files once for all forks: what is interrupted is the work, not the loading."""
     shared: Any = functools.cache(FaceFinder)
     shared.SMALLEST = FaceFinder.SMALLEST
-    prepare.FaceFinder = sampling.FaceFinder = evaluation.FaceFinder = shared  # type: ignore[misc]
+    prepare.FaceFinder = sampler.FaceFinder = evaluation.FaceFinder = shared  # type: ignore[misc]
     shared("cpu", 0.9, 40), shared("cpu", 0.9), shared("cpu")
 
 

@@ -1,0 +1,102 @@
+"""A batch of photos: masked, written, and looked at anew."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from gan_mask import photo_files
+from gan_mask.faces import Face, read_image
+from gan_mask.sampling.sampler import FAR, Photo, Row, Sampler
+
+
+def process(sampler: Sampler, photos: Sequence[Photo], stems: Counter[str]) -> dict[str, list[Row]]:
+    """Mask the photos, write them, look at what was written; rows per photo."""
+    start = time.perf_counter()
+    sampler.find_faces(photos)
+    with_faces = [photo for photo in photos if photo.faces]
+    clean = [(photo.image, face) for photo in with_faces for face in photo.faces]
+    rows: dict[str, list[Row]] = {p.name: [{"photo": p.name, "status": "no face"}] for p in photos if not p.faces}
+    if clean:
+        before = sampler.look_at(clean)
+        sampler.wear(with_faces)
+        for photo in with_faces:
+            rows[photo.name] = write(sampler, photo, stems)
+        score(sampler, with_faces, rows, *before)
+    seconds = (time.perf_counter() - start) / len(photos)
+    for photo in photos:
+        for row in rows[photo.name]:
+            row["seconds"] = round(seconds + photo.seconds, 3)
+    return rows
+
+
+def write(sampler: Sampler, photo: Photo, stems: Counter[str]) -> list[Row]:
+    """Write the masked photo; one row per face."""
+    original = photo_files.read_original(sampler.source / photo.name)
+    target, note = photo.name, ""
+    if not original.keeps_format:
+        stem = os.path.splitext(photo.name)[0]
+        target = f"{stem}.png" if stems[stem] == 1 else f"{photo.name}.png"
+        reason = "only the first picture of an animation" if original.frames > 1 else f"{original.format} holds no tag"
+        note = f"written as PNG ({reason})"
+    named = dict.fromkeys(photo.worn[index]["template"] for index in range(len(photo.faces)))
+    tag = photo_files.provenance(sampler.method_name, sampler.checkpoint, ",".join(named))
+    path = sampler.out / target
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo_files.write(photo.image, path, original, tag)
+    return [
+        {
+            "photo": photo.name, "status": "ok", "written": target, "face": index,
+            "box": " ".join(f"{edge:.1f}" for edge in face.box), "note": note, **photo.worn[index],
+        }
+        for index, face in enumerate(photo.faces)
+    ]  # fmt: skip
+
+
+def score(
+    sampler: Sampler,
+    photos: Sequence[Photo],
+    rows: dict[str, list[Row]],
+    before: dict[str, Tensor],
+    logits: dict[str, Tensor],
+) -> None:
+    """Complete the rows with what the networks make of the written files."""
+    written = [read_image(sampler.out / rows[photo.name][0]["written"]) for photo in photos]
+    found = sampler.finder.find(written)
+    flat = [row for photo in photos for row in rows[photo.name]]
+    again = [
+        (image, match(face, faces))
+        for photo, image, faces in zip(photos, written, found, strict=True)
+        for face in photo.faces
+    ]
+    positions = [i for i, (_, face) in enumerate(again) if face is not None]
+    after = sampler.look_at([again[i] for i in positions]) if positions else ({}, {})  # type: ignore[misc]
+    for i, row in enumerate(flat):
+        row["face_found_after"] = int(again[i][1] is not None)
+        for name, values in logits.items():
+            row[f"mask_logit_before_{name}"] = round(float(values[i]), 4)
+    for k, i in enumerate(positions):
+        for name, embeddings in after[0].items():
+            flat[i][f"similarity_{name}"] = round(float(embeddings[k] @ before[name][i]), 5)
+            flat[i][f"threshold_{name}"] = sampler.embedders[name].threshold(FAR)
+        for name, values in after[1].items():
+            flat[i][f"mask_logit_after_{name}"] = round(float(values[k]), 4)
+
+
+def match(face: Face, candidates: Sequence[Face]) -> Face | None:
+    """The face found in the written file at the place of `face`: boxes overlap by a third (IoU) at least."""
+    best = max(candidates, key=lambda other: overlap(face.box, other.box), default=None)
+    return best if best is not None and overlap(face.box, best.box) >= 1 / 3 else None
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of boxes x0, y0, x1, y1."""
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = max(width, 0) * max(height, 0)
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return float(shared / max(areas - shared, 1e-9))

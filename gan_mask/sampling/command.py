@@ -1,0 +1,129 @@
+"""The command sample.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gan_mask
+from gan_mask import attacks, commands, files, sampling
+from gan_mask.errors import GanMaskError
+from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage
+from gan_mask.pretrained.protocol import fingerprint
+from gan_mask.sampling.batch import process
+from gan_mask.sampling.folder import Journal, check_folders, find_photos
+from gan_mask.sampling.output import print_summary, write_gallery, write_overview, write_table
+from gan_mask.sampling.sampler import Photo, Row, Sampler, checkpoint_of, load
+
+BATCH_PIXELS = 30_000_000  # of photos held in memory at a time (more only if one photo alone is larger)
+
+
+def sample(args: argparse.Namespace) -> list[Row]:
+    """Do what the command says; the rows of results.csv."""
+    source, out = Path(args.faces), Path(args.out)
+    check_folders(source, out)
+    names, problems = find_photos(source)
+    if not names:
+        raise GanMaskError(f"--faces {source}: no image files in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if "overview.png" in names:
+        raise GanMaskError(f"{source / 'overview.png'}: this command writes a picture of that name; rename the photo")
+    sampler = load(args)
+    files.remove_leftovers(out)
+    journal = Journal(out, source, settings(args, sampler))
+    todo = [name for name in names if not journal.finished(name)]
+    if len(todo) < len(names):
+        print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
+    stems = Counter(os.path.splitext(name)[0] for name in names)
+    with commands.Progress(total=len(todo), desc="photos", unit="photo") as bar:
+        for batch, unreadable in batches(sampler, todo):
+            rows = process(sampler, batch, stems) if batch else {}
+            journal.add(rows | unreadable)
+            bar.update(len(rows) + len(unreadable))
+    rows_of_all = [row for name in names for row in journal.entries[name]["rows"]] + problems
+    write_table(out / "results.csv", rows_of_all, sampler)
+    write_overview(out / "overview.png", rows_of_all, sampler)
+    if args.show:
+        write_gallery(out / "gallery.html", rows_of_all, sampler)
+    print_summary(rows_of_all, sampler)
+    return rows_of_all
+
+
+def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[tuple[list[Photo], dict[str, list[Row]]]]:
+    """Photos in batches that fit into memory, with rows for those that cannot be read."""
+    batch: list[Photo] = []
+    unreadable: dict[str, list[Row]] = {}
+    for name in names:
+        start = time.perf_counter()
+        try:
+            photo = sampler.photo(name)
+            photo.seconds = time.perf_counter() - start
+            batch.append(photo)
+        except UnreadableImage as error:
+            unreadable[name] = [{"photo": name, "status": "unreadable", "note": error.reason}]
+        pixels = sum(p.image.shape[0] * p.image.shape[1] for p in batch)
+        if len(batch) + len(unreadable) >= sampler.batch_size or pixels >= BATCH_PIXELS:
+            yield batch, unreadable
+            batch, unreadable = [], {}
+    if batch or unreadable:
+        yield batch, unreadable
+
+
+def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
+    """What the outputs depend on; the same settings go on with what is in OUT."""
+    values = {k: v for k, v in vars(args).items() if k not in ("out", "device", "batch_size", "show")}
+    values |= {"faces": str(Path(args.faces).resolve()), "version": gan_mask.__version__}
+    if args.method == "generator":
+        folder = checkpoint_of(args)
+        values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
+    values["networks"] = {n: fingerprint(n, net) for n, net in {**sampler.embedders, **sampler.detectors}.items()}
+    if args.template and Path(args.template).is_file():
+        values["template_file"] = files.sha256(args.template)
+    return values
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sample.py", description=sampling.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument_group("photos").add_argument
+    add("--faces", required=True, help="folder of photos, searched with its subfolders; it is never written to")
+    add("--out", required=True, help="folder for the masked photos, results.csv and overview.png")
+    add("--show", action="store_true", help="write OUT/gallery.html, too: a slider between before and after per face")
+    add("--largest", action="store_true", help="only the largest face of each photo")
+    add("--min-score", type=float, default=0.9, help="lowest score of a face, in [0, 1] (default: 0.9)")
+
+    add = parser.add_argument_group("masks").add_argument
+    add("--method", default="generator", choices=[m for m in attacks.METHODS if m != "none"], help="default: generator")
+    add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
+    add("--template", help="what the mask shows: a shipped template, a face photo, 'random', or 'match': for each face "
+        "the shipped one nearest in skin tone and pose (default: the checkpoint's)")  # fmt: skip
+    add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
+    add("--seed", type=int, default=0, help="of the methods' randomness and of random templates (default: 0)")
+
+    add = parser.add_argument_group("networks and device").add_argument
+    add("--embedders", nargs="*", default=["dlib"], metavar="NAME",
+        help="measure similarity with these, optimise against them (default: dlib)")  # fmt: skip
+    add("--detectors", nargs="*", default=["classifier"], metavar="NAME", help="mask detectors (default: classifier)")
+    add("--batch-size", type=_positive, default=16, help="photos and faces at a time (default: 16)")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
+    attacks.add_options(parser)
+    commands.add_message_options(parser)
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
+    with commands.ending():
+        sample(args)

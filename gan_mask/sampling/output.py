@@ -1,0 +1,108 @@
+"""results.csv, the overview, the gallery and the summary."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gan_mask import attacks, commands, files, report
+from gan_mask.faces import read_image
+from gan_mask.sampling.sampler import FAR, Row, Sampler
+
+PAIRS = 24  # faces on the overview
+GALLERY = 200  # faces in the gallery, about 50 kB each
+
+
+def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
+    columns = ["photo", "status", "face", "written", "template", "box", "face_found_after"]
+    for name in sampler.embedders:
+        columns += [f"similarity_{name}", f"threshold_{name}"]
+    for name in sampler.detectors:
+        columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
+    if isinstance(sampler.method, attacks.Optimised):
+        columns += ["iterations", "attack_seconds"]
+    columns += ["seconds", "note"]
+    with files.replacing(path) as temporary:
+        # surrogateescape: file names need not be UTF-8
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
+            writer = csv.DictWriter(f, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def write_overview(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
+    """A picture of unmasked and masked faces."""
+    pairs, title = _pairs(rows, sampler, PAIRS)
+    if pairs:
+        report.contact_sheet(pairs, f"unmasked | masked: {title}", path)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier run
+
+
+def write_gallery(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
+    """A page with a slider between each unmasked and masked face."""
+    from gan_mask import gallery  # needs jinja2
+
+    pairs, title = _pairs(rows, sampler, GALLERY)
+    gallery.write(pairs, title, path)
+    print(f"gallery: {path}")
+
+
+def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[report.Pair], str]:
+    """At most so many faces, evenly chosen from the table, and what they are."""
+    masked = [row for row in rows if row["status"] == "ok"]
+    chosen = [masked[i] for i in np.linspace(0, len(masked) - 1, min(most, len(masked))).astype(int)]
+    title = f"{len(chosen)} of {len(masked)} faces, method {sampler.method_name}"
+    return [_pair(row, sampler) for row in chosen], title
+
+
+def _pair(row: Row, sampler: Sampler) -> report.Pair:
+    images = [Image.fromarray(read_image(p)) for p in (sampler.source / row["photo"], sampler.out / row["written"])]
+    window = _window(images[0].size, tuple(map(float, row["box"].split())))
+    caption = [row["photo"]]
+    if not row["face_found_after"]:
+        return report.Pair(images[0].crop(window), images[1].crop(window), [*caption, "face lost"])
+    for name in sampler.embedders:
+        similarity, threshold = row[f"similarity_{name}"], row[f"threshold_{name}"]
+        verdict = "same" if similarity >= threshold else "other"
+        caption.append(f"{name}: {verdict} person ({similarity:.2f}, threshold {threshold:.2f})")
+    for name in sampler.detectors:
+        logit = row[f"mask_logit_after_{name}"]
+        caption.append(f"{name}: {'mask' if logit > 0 else 'no mask'} reported ({logit:+.1f})")
+    return report.Pair(images[0].crop(window), images[1].crop(window), caption)
+
+
+def _window(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:
+    """A square around a face's box, within the photo."""
+    side = round(min(1.5 * max(box[2] - box[0], box[3] - box[1]), *size))
+    left, top = (
+        round(min(max((low + high - side) / 2, 0), length - side))
+        for low, high, length in zip(box[:2], box[2:], size, strict=True)
+    )
+    return left, top, left + side, top + side
+
+
+def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
+    masked = [row for row in rows if row["status"] == "ok"]
+    found = [row for row in masked if row["face_found_after"]]
+    count = {status: sum(row["status"] == status for row in rows) for status in ("no face", "unreadable")}
+    print(
+        f"\n{len({row['photo'] for row in masked})} photos masked ({len(masked)} faces), "
+        f"{count['no face']} without a face, {count['unreadable']} unreadable"
+    )
+    for row in rows:
+        if row["status"] == "unreadable":
+            print(f"  unreadable: {commands.printable(row['photo'])}: {row['note']}")
+    if masked:
+        print(f"face found in the written file: {len(found)} of {len(masked)}")
+    for name in sampler.embedders if found else ():
+        other = sum(row[f"similarity_{name}"] < row[f"threshold_{name}"] for row in found)
+        print(f"{name} takes for another person (FAR {FAR:g}): {other} of {len(found)}")
+    for name in sampler.detectors if found else ():
+        before, after = (sum(row[f"mask_logit_{when}_{name}"] > 0 for row in found) for when in ("before", "after"))
+        print(f"{name} reports a mask: {after} of {len(found)} (before: {before})")
+    print(f"table: {sampler.out / 'results.csv'}" + (f"   picture: {sampler.out / 'overview.png'}" if masked else ""))

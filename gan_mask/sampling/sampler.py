@@ -1,0 +1,175 @@
+"""Photos, and what finds, masks and judges their faces."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan_mask import attacks, masking, pretrained, templates
+from gan_mask.errors import GanMaskError
+from gan_mask.faces import Face, FaceFinder, align, read_image, to_8_bit, to_tensors
+from gan_mask.landmarks import FRAMING
+from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.surrogates import Surrogates
+
+DEFAULT_CHECKPOINT = templates.ASSETS / "generator"  # in the package; its card: checkpoints/synthfaces
+FAR = 1e-3  # false-accept rate of the thresholds
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Photo:
+    """A photo that is being worked on."""
+
+    name: str  # path below --faces, with /
+    image: np.ndarray  # uint8 (H, W, 3); the masks are put onto it
+    faces: list[Face]
+    worn: dict[int, Row] = field(default_factory=dict)  # per face: the template and, if optimised, what it took
+    seconds: float = 0.0
+
+
+@dataclass
+class Sampler:
+    """Everything that is loaded once."""
+
+    source: Path
+    out: Path
+    config: GeneratorConfig
+    method: attacks.Method
+    method_name: str
+    checkpoint: str | None
+    template: str  # a name, a photo, 'random' or 'match'
+    harmonise: bool
+    seed: int
+    largest: bool
+    batch_size: int
+    device: str
+    finder: FaceFinder
+    embedders: dict[str, pretrained.Embedder]
+    detectors: dict[str, pretrained.Detector]
+
+    def photo(self, name: str) -> Photo:
+        return Photo(name, read_image(self.source / name, name), [])
+
+    def find_faces(self, photos: Sequence[Photo]) -> None:
+        for photo, faces in zip(photos, self.finder.find([photo.image for photo in photos]), strict=True):
+            photo.faces = faces[:1] if self.largest else faces
+
+    def choose_templates(self, wearers: Sequence[tuple[Photo, int]], crops: Tensor, landmarks: Tensor) -> list[str]:
+        """The templates' names; a random one depends on seed, photo and face alone."""
+        if self.method_name == "plain":
+            return [attacks.PLAIN] * len(wearers)
+        if self.template == "match":
+            return templates.best(crops, landmarks)
+        if self.template == "random":
+            faces = templates.groups()["faces"]
+            return [random.Random(f"{self.seed} {photo.name} {face}").choice(faces) for photo, face in wearers]
+        return [self.template] * len(wearers)
+
+    @torch.no_grad()
+    def wear(self, photos: Sequence[Photo]) -> None:
+        """Put masks on all faces of the photos, in place; larger faces last, since they are in front."""
+        wearers = [(photo, index) for photo in photos for index in reversed(range(len(photo.faces)))]
+        size = (self.config.texture_height, self.config.texture_width)
+        for part in parts(wearers, self.batch_size):
+            crops, landmarks = self._crops(
+                [(p.image, p.faces[i]) for p, i in part], self.config.size, self.config.margin
+            )
+            names = self.choose_templates(part, crops, landmarks)
+            bank = templates.load_all(names, size).to(self.device)
+            if self.harmonise:
+                bank = templates.harmonise(bank, crops, landmarks)
+            textures = self.method(crops, landmarks, bank)
+            assert textures is not None  # only the method 'none' wears nothing
+            for (photo, index), name, texture in zip(part, names, textures, strict=True):
+                photo.worn[index] = {"template": name}
+                wear_on_photo(photo.image, photo.faces[index].landmarks, texture, self.config.softness)
+            if isinstance(self.method, attacks.Optimised):
+                record = self.method.records.pop()
+                for (photo, index), iterations, seconds in zip(part, *(x.tolist() for x in record), strict=True):
+                    photo.worn[index] |= {"iterations": iterations, "attack_seconds": round(seconds, 3)}
+
+    @torch.no_grad()
+    def look_at(self, faces: Sequence[tuple[np.ndarray, Face]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Embeddings (N, D) per embedder and mask logits (N,) per detector of faces in photos."""
+        embeddings: dict[str, list[Tensor]] = {name: [] for name in self.embedders}
+        logits: dict[str, list[Tensor]] = {name: [] for name in self.detectors}
+        for part in parts(faces, self.batch_size):
+            crops, landmarks = self._crops(part, *FRAMING)
+            for name, embedder in self.embedders.items():
+                embeddings[name].append(embedder(crops, landmarks).cpu())
+            for name, detector in self.detectors.items():
+                logits[name].append(detector(crops)[0].cpu())
+        return {k: torch.cat(v) for k, v in embeddings.items()}, {k: torch.cat(v) for k, v in logits.items()}
+
+    def _crops(self, faces: Sequence[tuple[np.ndarray, Face]], size: int, margin: float) -> tuple[Tensor, Tensor]:
+        return to_tensors([align(image, face.landmarks, size, margin) for image, face in faces], self.device)
+
+
+def wear_on_photo(photo: np.ndarray, landmarks: np.ndarray, texture: Tensor, softness: float) -> None:
+    """Put a mask on one face of a photo, in place, at the cost of that face only.
+
+    photo uint8 (H, W, 3), landmarks (68, 2) px, texture (3, h, w). No pixel outside of the mask changes.
+    """
+    points = landmarks[list(masking.MASK_LANDMARKS)]
+    x0, y0 = np.floor(points.min(0)).astype(int).clip(0)
+    x1, y1 = np.ceil(points.max(0)).astype(int) + 1
+    patch = photo[y0:y1, x0:x1]
+    if not patch.size:
+        return
+    image = torch.from_numpy(patch).permute(2, 0, 1)[None].to(texture.device) / 255
+    shifted = torch.from_numpy(landmarks - np.array([x0, y0], np.float32))[None].to(texture.device)
+    worn = masking.wear(image, shifted, texture[None], softness)[0]
+    photo[y0:y1, x0:x1] = to_8_bit(worn)
+
+
+def parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def load(args: argparse.Namespace) -> Sampler:
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
+    generator = load_generator(checkpoint_of(args), args.device) if args.method == "generator" else None
+    config = generator.config if generator else GeneratorConfig()
+    template = args.template or config.default_template
+    if template not in ("random", "match"):
+        templates.load(template)  # fail now rather than after the first photos
+    embedders = {name: pretrained.load_embedder(name, args.device) for name in args.embedders}
+    detectors = {name: pretrained.load_detector(name, args.device) for name in args.detectors}
+    surrogates = Surrogates(
+        list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
+    )
+    return Sampler(
+        source=Path(args.faces), out=Path(args.out), config=config, method=method_of(args, generator, surrogates),
+        method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template,
+        harmonise=args.harmonise, seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
+        finder=FaceFinder(args.device, args.min_score),
+        embedders=embedders, detectors=detectors,
+    )  # fmt: skip
+
+
+def method_of(args: argparse.Namespace, generator: Generator | None, surrogates: Surrogates) -> attacks.Method:
+    if generator is not None:
+        return partial(generator.texture, seed=args.seed)
+    return attacks.method(args.method, None, surrogates, attacks.options_of(args, GeneratorConfig().softness))
+
+
+def checkpoint_of(args: argparse.Namespace) -> Path:
+    """--checkpoint, or the shipped default, which lies in the checkout and not in an installed package."""
+    if args.checkpoint:
+        return Path(args.checkpoint)
+    if not DEFAULT_CHECKPOINT.is_dir():
+        raise GanMaskError(f"--checkpoint is needed for --method generator: {DEFAULT_CHECKPOINT} is not there")
+    return DEFAULT_CHECKPOINT
