@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         Path(args.out), photos, probes, methods, bank, args.harmonise, config.softness, embedders, detectors,
         min(args.changed_probes, len(probes.index)), FaceFinder(device), device,
     )  # fmt: skip
-    settings = settings_of(args, config, {**embedders, **detectors})
+    settings = settings_of(args, config, [*embedders.items(), *detectors.items()])
     if state.is_main_process:
         open_folder(experiment.out, settings, list(attacks.METHODS))
     state.wait_for_everyone()
@@ -194,7 +194,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     return report
 
 
-def settings_of(args: argparse.Namespace, config: GeneratorConfig, networks: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(
+    args: argparse.Namespace, config: GeneratorConfig, networks: Sequence[tuple[str, Any]]
+) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
     free = ("out", "cache", "methods", "require", "pairs", "naturalness", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
@@ -202,7 +204,7 @@ def settings_of(args: argparse.Namespace, config: GeneratorConfig, networks: Map
     values |= {"softness": config.softness, "texture": [config.texture_height, config.texture_width]}
     if args.checkpoint:
         values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
-    values["networks"] = {name: fingerprint(name, network) for name, network in networks.items()}
+    values["networks"] = [fingerprint(name, network) for name, network in networks]
     values["photos"] = [files.sha256(name) for name in args.templates if Path(name).is_file()]
     return values
 

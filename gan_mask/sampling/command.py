@@ -80,7 +80,7 @@ def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
     if args.method == "generator":
         folder = checkpoint_of(args)
         values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
-    values["networks"] = {n: fingerprint(n, net) for n, net in {**sampler.embedders, **sampler.detectors}.items()}
+    values["networks"] = [fingerprint(n, net) for n, net in (*sampler.embedders.items(), *sampler.detectors.items())]
     if args.template and Path(args.template).is_file():
         values["template_file"] = files.sha256(args.template)
     return values
