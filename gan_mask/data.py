@@ -44,6 +44,8 @@ class PreparedSet(Dataset[dict[str, Any]]):
     outside of the crop.
     """
 
+    run = 1  # faces read in one go: any face anywhere is as near as its neighbour (see shards.ShardSet)
+
     def __init__(self, path: str | Path, split: str | Sequence[str] | None = None) -> None:
         self.path, self.split = Path(path), split
         chosen_splits = SPLITS if split is None else (split,) if isinstance(split, str) else tuple(split)
@@ -82,24 +84,23 @@ class PreparedSet(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | tuple[int, bool]) -> dict[str, Any]:
         i, mirrored = key if isinstance(key, tuple) else (key, False)
-        face, points = self.faces(i).float() / 255, self.landmarks(i)
-        if mirrored:
-            face, points = face.flip(-1), lm.flip(points, self.size)
-        return {"face": face, "landmarks": points, "identity": int(self._record(i)["identity"]), "index": int(i)}
+        return training_item(self.faces(i), self.landmarks(i), int(self._record(i)["identity"]), int(i), mirrored)
 
     def faces(self, i: int) -> Tensor:
         """The crop as uint8 (3, S, S)."""
-        record = self._record(i)
-        start, length = int(record["crop"]), int(record["crop_length"])
         try:
-            with Image.open(io.BytesIO(self._crops[start : start + length].tobytes()), formats=["JPEG"]) as image:
-                if image.size != (self.size, self.size) or image.mode != "RGB":
-                    raise ValueError(f"{image.mode} of {image.width} x {image.height} pixels")
-                return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            return decode_crop(self.encoded(i), self.size)
         except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
+            start = int(self._record(i)["crop"])
             raise GanMaskError(
                 f"{self.path / 'crops.bin'}: face {i} at byte {start} is damaged ({error}); prepare the set again"
             ) from error
+
+    def encoded(self, i: int) -> bytes:
+        """The crop as it lies on disk, a JPEG file."""
+        record = self._record(i)
+        start, length = int(record["crop"]), int(record["crop_length"])
+        return self._crops[start : start + length].tobytes()
 
     def landmarks(self, i: int) -> Tensor:
         """(68, 2) pixels of the crop."""
@@ -129,6 +130,22 @@ class PreparedSet(Dataset[dict[str, Any]]):
         record = self._record(i)
         start, length = int(record[field]), int(record[f"{field}_length"])
         return self._strings[start : start + length].tobytes().decode("utf-8", "surrogateescape")
+
+
+def decode_crop(data: bytes, size: int) -> Tensor:
+    """A crop's JPEG file as uint8 (3, size, size). Raises nearly any type on damaged data."""
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        if image.size != (size, size) or image.mode != "RGB":
+            raise ValueError(f"{image.mode} of {image.width} x {image.height} pixels")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def training_item(crop: Tensor, landmarks: Tensor, identity: int, index: int, mirrored: bool) -> dict[str, Any]:
+    """What training gets of a face (see PreparedSet) from its uint8 crop and landmarks."""
+    face = crop.float() / 255
+    if mirrored:
+        face, landmarks = face.flip(-1), lm.flip(landmarks, face.shape[-1])
+    return {"face": face, "landmarks": landmarks, "identity": identity, "index": index}
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

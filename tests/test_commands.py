@@ -14,7 +14,7 @@ import gan_mask
 from gan_mask import commands
 from gan_mask.errors import GanMaskError
 
-MODULES = ("prepare", "training", "sampling", "evaluation", "harden", "alarm", "calibrate")
+MODULES = ("prepare", "training", "sampling", "evaluation", "harden", "alarm", "calibrate", "shards")
 
 
 @pytest.mark.parametrize("module", MODULES)

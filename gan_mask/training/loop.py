@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import signal
@@ -23,6 +24,7 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
 from gan_mask.networks import Discriminator, Generator
+from gan_mask.shards import ShardSet, open_faces
 from gan_mask.surrogates import load_surrogates
 from gan_mask.training.log import Log
 from gan_mask.training.options import BATCH, GENERATOR_NOISE, RESUMABLE, TrainConfig, check, first_template
@@ -58,7 +60,7 @@ def train(c: TrainConfig) -> None:
     out = Path(c.out)
     accelerator = Accelerator(mixed_precision=c.mixed_precision, gradient_accumulation_steps=c.accumulate)
     set_seed(c.seed)
-    photos = PreparedSet(c.data, "train")
+    photos = open_faces(c.data, "train")
     if len(photos) < 2:
         raise GanMaskError(f"{c.data}: {len(photos)} faces in the train split; at least 2 are needed")
     claim(out, c, accelerator)
@@ -93,7 +95,7 @@ def train(c: TrainConfig) -> None:
     references = [clean_embeddings(e, photos, out, accelerator) for e in surrogates.embedders]
     validation = Validation(c, surrogates, bank, device) if accelerator.is_main_process else None
 
-    schedule = Schedule(photos.identities, c, accelerator.process_index, accelerator.num_processes, start)
+    schedule = Schedule(photos.identities, c, accelerator.process_index, accelerator.num_processes, start, photos.run)
     loader = DataLoader(
         photos,
         batch_sampler=schedule,
@@ -173,9 +175,10 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
 
 
 @torch.no_grad()
-def clean_embeddings(embedder: Any, photos: PreparedSet, out: Path, accelerator: Accelerator) -> Tensor:
+def clean_embeddings(embedder: Any, photos: PreparedSet | ShardSet, out: Path, accelerator: Accelerator) -> Tensor:
     """Embeddings (N, D) of the unmasked train split, computed once per run and kept beside it."""
-    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}.npy"
+    order = hashlib.sha256(photos.identities.tobytes()).hexdigest()[:8]  # --data may change: a set to its shards
+    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{order}.npy"
     if accelerator.is_main_process and not (path.is_file() and readable(path, len(photos))):
         rows = []
         loader = DataLoader(photos, batch_size=64, num_workers=0)

@@ -15,7 +15,11 @@ GENERATOR_NOISE = 32  # length of z
 
 @dataclass
 class TrainConfig:
-    data: str = option("", "prepared set to train on (data_prep/prepare.py makes it)", group="run")
+    data: str = option(
+        "",
+        "prepared set to train on (data_prep/prepare.py makes it), or its shards (gan_mask.shards)",
+        group="run",
+    )
     out: str = option("", "run folder; running the same command again resumes it")
     steps: int = option(20000, "optimiser steps in all")
     batch_size: int = option(32, "faces per process and micro-batch")

@@ -10,10 +10,15 @@ from gan_mask.training.options import TrainConfig
 
 
 class Schedule:
-    """Which photos each step sees, as a function of the seed alone; a batch sampler for this process."""
+    """Which photos each step sees, as a function of the seed alone; a batch sampler for this process.
 
-    def __init__(self, identities: np.ndarray, c: TrainConfig, process: int, processes: int, start: int) -> None:
-        self.c, self.process, self.processes, self.start = c, process, processes, start
+    run: photos that stay together, because they are read in one go (1: each for itself).
+    """
+
+    def __init__(
+        self, identities: np.ndarray, c: TrainConfig, process: int, processes: int, start: int, run: int = 1
+    ) -> None:
+        self.c, self.process, self.processes, self.start, self.run = c, process, processes, start, run
         self.total = c.batch_size * c.accumulate * processes
         self.order = np.argsort(identities, kind="stable")
         self.rank = np.empty_like(self.order)  # photo -> position among its person's neighbours
@@ -38,12 +43,16 @@ class Schedule:
     def _photo(self, position: int) -> tuple[int, bool]:
         epoch, place = divmod(position, len(self.order))
         if epoch != self._epoch:
-            self._epoch, self._shuffled = (
-                epoch,
-                np.random.default_rng((self.c.seed, epoch)).permutation(len(self.order)),
-            )
+            self._epoch, self._shuffled = epoch, self._shuffle(epoch)
         photo = int(self._shuffled[place])
         return photo, bool((photo + epoch) % 2)  # each photo is mirrored in every other epoch
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        """All photos, in runs of neighbours in random order; other neighbours in each epoch."""
+        random, count = np.random.default_rng((self.c.seed, epoch)), len(self.order)
+        runs = random.permutation(-(-count // self.run))
+        photos = (runs[:, None] * self.run + np.arange(self.run)).ravel()
+        return (photos[photos < count] + random.integers(self.run)) % count
 
     def mates(self, photos: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """Another photo of the same person for each photo (the photo itself if it is the only one)."""

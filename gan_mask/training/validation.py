@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gan_mask import augment, masking
-from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import Generator
+from gan_mask.shards import open_faces
 from gan_mask.surrogates import Surrogates
 from gan_mask.training.options import TrainConfig
 
@@ -24,7 +24,7 @@ class Validation:
 
     def __init__(self, c: TrainConfig, surrogates: Surrogates, bank: Tensor, device: torch.device) -> None:
         self.c, self.surrogates, self.device = c, surrogates, device
-        photos = PreparedSet(c.data, "val")
+        photos = open_faces(c.data, "val")
         count = min(c.validation_faces, len(photos))
         if count < 2:
             raise GanMaskError(f"{c.data}: {len(photos)} faces in the val split; prepare with a larger --splits share")
