@@ -508,6 +508,9 @@ def test_limits_decide_the_exit_status(fakes, prepared, tmp_path, capsys):
         evaluation.main([*options, "--probes", "3", "--require", "face_found<0"])
     assert caught.value.code == 1
     assert "limit broken: face_found<0: surrogates/advnoise-dm has" in capsys.readouterr().err
+    assert (
+        "<strong>broken</strong>: face_found&lt;0: surrogates/advnoise-dm has" in (tmp_path / "index.html").read_text()
+    )
 
 
 def error(capsys, *arguments: str) -> str:

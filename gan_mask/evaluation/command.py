@@ -187,10 +187,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         )
     if args.pairs:
         report["lfw"] = lfw_accuracy(args, embedders)
+    report["limits"] = {limit.text: gate.broken(limit, report["rates"], args.far) for limit in limits}
     cost = cost_of(experiment, costs)
     output.write(experiment, report, cost, seen, clean, changed)
     page.write(report, cost, experiment.out)
-    report["broken"] = [reason for limit in limits for reason in gate.broken(limit, report["rates"], args.far)]
     return report
 
 
@@ -222,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in report["notes"]:
         print(f"note: {note}")
     print(f"\nfigures: {Path(args.out) / 'report.json'}   page: {Path(args.out) / 'index.html'}")
-    for reason in report["broken"]:
+    broken = [reason for reasons in report["limits"].values() for reason in reasons]
+    for reason in broken:
         print(f"limit broken: {reason}", file=sys.stderr)
-    if report["broken"]:
+    if broken:
         raise SystemExit(1)
