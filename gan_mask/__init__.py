@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gan_mask.masking import region, unwrap, wear
+    from gan_mask.networks import Generator, load_generator
 
 __version__ = "0.1.0"
 

@@ -46,7 +46,7 @@ class _Set(argparse.Action):
         setattr(Messages, self.name, True)
 
 
-class Progress(tqdm):  # type: ignore[type-arg]
+class Progress(tqdm):  # type: ignore[misc]  # tqdm has no types
     """tqdm that keeps quiet when asked to, and that writes a line now and then where nobody watches (a log file)."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

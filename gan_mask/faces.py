@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gan_mask import landmarks as lm
@@ -83,7 +83,7 @@ def opened(source: str | Path | bytes, name: str | None = None) -> Iterator[Imag
                 yield image
         except UnreadableImage:
             raise
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise UnreadableImage(name, "not an image in a known format") from None
         except Image.DecompressionBombError:
             raise UnreadableImage(name, _too_large("far too many pixels")) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -147,6 +147,9 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         """Masked faces (B, 3, H, W) in [0, 1]; arguments as in `texture`."""
         texture = self.texture(faces, landmarks, templates, seed)
         return masking.wear(faces, landmarks, texture, self.config.softness)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's own is untyped
 
 
 class Discriminator(nn.Module):

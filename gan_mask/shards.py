@@ -74,7 +74,7 @@ class ShardSet(Dataset[dict[str, Any]]):
         data = index.read_bytes() if index.is_file() else b""
         if hashlib.sha256(data).hexdigest() != shard["index_sha256"]:
             raise GanMaskError(f"{index}: missing or damaged; {_REMEDY}")
-        return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(io.BytesIO(data), allow_pickle=False)
 
     def __len__(self) -> int:
         return len(self.identities)

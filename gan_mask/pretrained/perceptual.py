@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class Perceptual(Frozen):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.net(a, b, normalize=True).flatten().float()
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's own is untyped
 
 
 def load() -> Perceptual:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class Frozen(nn.Module):
     def freeze(self) -> None:
         """Subclasses call this last in their constructor."""
         self.requires_grad_(False).eval()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth to a third faster on CPUs
+        self.to(memory_format=torch.channels_last)  # a fifth to a third faster on CPUs
 
     def train(self, mode: bool = True) -> Frozen:
         super().train(False)
@@ -35,6 +36,9 @@ class Embedder(Frozen):
 
     def forward(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         return F.normalize(self.embed(faces, landmarks).float(), dim=1)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's own is untyped
 
     def embed(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         """Raw embeddings [B,D], of any length."""
@@ -61,6 +65,9 @@ class Detector(Frozen):
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's own is untyped
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

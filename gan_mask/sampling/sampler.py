@@ -19,6 +19,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, align, read_image, to_8_bit, to_tensors
 from gan_mask.landmarks import FRAMING
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.pretrained.protocol import Detector, Embedder
 from gan_mask.surrogates import Surrogates
 
 DEFAULT_CHECKPOINT = templates.ASSETS / "generator"  # in the package; its card: checkpoints/synthfaces
@@ -55,8 +56,8 @@ class Sampler:
     batch_size: int
     device: str
     finder: FaceFinder
-    embedders: dict[str, pretrained.Embedder]
-    detectors: dict[str, pretrained.Detector]
+    embedders: dict[str, Embedder]
+    detectors: dict[str, Detector]
 
     def photo(self, name: str) -> Photo:
         return Photo(name, read_image(self.source / name, name), [])
