@@ -60,9 +60,8 @@ class ShardSet(Dataset[dict[str, Any]]):
         shards = [shard for shard in meta["shards"] if shard["name"].startswith(f"{split}-")]
         self.names = [str(shard["name"]) for shard in shards]
         self._first = np.cumsum([0, *(shard["faces"] for shard in shards)])  # number of each shard's first face
-        places = np.concatenate([np.zeros(0, PLACE), *(self._load_places(shard) for shard in shards)])
-        self.identities: np.ndarray = places["identity"].astype(np.int64)
-        self._places = places[["offset", "length", "crc"]]
+        self._places = np.concatenate([np.zeros(0, PLACE), *(self._load_places(shard) for shard in shards)])
+        self.identities: np.ndarray = self._places["identity"].astype(np.int64)
 
     def _load_places(self, shard: dict[str, Any]) -> np.ndarray:
         """PLACE records of one shard, after a look at both of its files."""

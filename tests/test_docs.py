@@ -59,11 +59,3 @@ def test_the_citation_names_this_version_and_the_paper() -> None:
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == gan_mask.__version__
     assert citation["references"][0]["url"].endswith("2201.06427")
-
-
-@pytest.mark.parametrize("case", ["cpu", "one_gpu", "many_gpus", "two_nodes"])
-def test_accelerate_reads_the_shipped_files(case: str) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(REPOSITORY / f"configs/accelerate/{case}.yaml"))
-    assert config.num_machines == (2 if case == "two_nodes" else 1)

@@ -187,7 +187,8 @@ def clean_embeddings(embedder: Any, photos: PreparedSet | ShardSet, out: Path, a
         with files.replacing(path) as temporary, open(temporary, "wb") as f:
             np.save(f, torch.cat(rows).numpy())
     accelerator.wait_for_everyone()
-    return torch.from_numpy(np.load(path, allow_pickle=False))
+    # Mapped: all processes of a machine share the pages. "c": torch wants memory that it may write to.
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 def readable(path: Path, rows: int) -> bool:
