@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan_mask import photo_files
+from gan_mask import commands, photo_files
 from gan_mask.faces import UnreadableImage
 
 
@@ -26,25 +26,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gan_mask.provenance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="one JSON object per file")
+    add = parser.add_argument_group("input and output").add_argument
+    add("files", nargs="+", metavar="FILE", help="photos")
+    add("--json", action="store_true", help="one JSON object per file")
+    commands.add_message_options(parser)
     args = parser.parse_args(argv)
+    with commands.ending("the same command starts anew"):
+        return report(args.files, args.json)
+
+
+def report(names: Sequence[str], as_json: bool) -> int:
+    """Print what each file says; the exit status."""
     status = 0
-    for name in args.files:
+    for name in names:
         try:
             tag = photo_files.read_provenance(Path(name))
         except UnreadableImage as error:
             status = 2
-            print(f"error: {error}", file=sys.stderr)
-            if args.json:
+            print(f"error: {commands.printable(str(error))}", file=sys.stderr)
+            if as_json:
                 print(json.dumps({"file": name, "error": error.reason}))
             continue
         if tag is None:
             status = max(status, 1)
-        if args.json:
+        if as_json:
             print(json.dumps({"file": name, "tagged": tag is not None, "tag": tag, **(fields(tag) if tag else {})}))
         else:
-            print(f"{name}: {tag or 'no mark of gan_mask'}")
+            print(commands.printable(f"{name}: {tag or 'no mark of gan_mask'}"))
     return status
 
 

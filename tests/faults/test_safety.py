@@ -272,6 +272,17 @@ def test_a_mark_is_only_ours(tmp_path: Path) -> None:
     assert provenance.main([str(tmp_path / "a.png")]) == 1
 
 
+def test_names_that_are_no_unicode_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    photo, absent = (os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/caf\xe9.png", b"/th\xe9.png"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", photo)
+    assert provenance.main([photo, absent]) == 2
+    captured = capsys.readouterr()
+    assert "caf\\udce9.png: no mark of gan_mask" in captured.out and "th\\udce9.png: no such file" in captured.err
+
+
 def test_archives_are_only_read() -> None:
     """Nothing is unpacked to disk, so that no entry can be written anywhere."""
     assert not any(hasattr(module, "extract") for module in (prepare, zipfile.Path))
