@@ -34,9 +34,11 @@ def write_photos(prepared: Path, out: Path, limit: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prepared", type=Path, metavar="PREPARED")
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--limit", type=int, default=24, help="most photos (default: 24)")
+    add = parser.add_argument_group("input and output").add_argument
+    add("prepared", type=Path, metavar="PREPARED", help="the embedded set, prepared")
+    add("out", type=Path, metavar="OUT", help="folder for the photos")
+    add("--limit", type=int, default=24, help="most photos (default: 24)")
+    commands.add_message_options(parser)
     args = parser.parse_args()
     with commands.ending("the same command starts anew"):
         print(f"{write_photos(args.prepared, args.out, args.limit)} photos in {args.out}")

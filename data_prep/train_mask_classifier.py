@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -41,19 +40,27 @@ from gan_mask.pretrained.classifier import SIZE, MaskClassifierNet, save  # noqa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="prepared set of unmasked faces (data_prep/prepare.py)")
-    parser.add_argument("--real-masks", required=True, help="zip with with_mask/, without_mask/ and labels.csv")
-    parser.add_argument("--out", required=True, help="safetensors file to write")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=48)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument_group("input and output").add_argument
+    add("--data", required=True, help="prepared set of unmasked faces (data_prep/prepare.py); required")
+    add("--real-masks", required=True, help="zip with with_mask/, without_mask/ and labels.csv; required")
+    add("--out", required=True, help="safetensors file to write; required")
+    add = parser.add_argument_group("training").add_argument
+    add("--steps", type=int, default=1500, help="optimiser steps (default: 1500)")
+    add("--batch-size", type=int, default=48, help="pictures per step (default: 48)")
+    add("--learning-rate", type=float, default=2e-3, help="largest one of AdamW's cycle (default: 0.002)")
+    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+    commands.add_message_options(parser)
     args = parser.parse_args()
+    with commands.ending("the same command starts anew"):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
     started = time.time()
     torch.manual_seed(args.seed)
     pack = real_masks(args.real_masks)
-    train = MaskFaces(PreparedSet(args.data, "train"), pack["train"], args.steps * args.batch_size, args.seed, True)
-    net = fit(train, args)
+    faces = PreparedSet(args.data, "train")
+    net = fit(MaskFaces(faces, pack["train"], args.steps * args.batch_size, args.seed, True), args)
     card = {
         "training": {
             "steps": args.steps, "batch_size": args.batch_size, "seed": args.seed,
@@ -71,7 +78,7 @@ def fit(train: Dataset[Any], args: argparse.Namespace) -> MaskClassifierNet:
     loader = DataLoader(train, args.batch_size, num_workers=1, prefetch_factor=4)
     optimizer = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps)
-    bar = tqdm(loader, desc="train", mininterval=5)
+    bar = commands.Progress(loader, desc="train", mininterval=5)
     right = 0.0
     for faces, labels in bar:
         logits = net(faces)
@@ -145,5 +152,4 @@ def evaluate(net: MaskClassifierNet, args: argparse.Namespace, pack: dict[int, l
 
 
 if __name__ == "__main__":
-    with commands.ending("the same command starts anew"):
-        main()
+    main()

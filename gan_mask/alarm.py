@@ -137,9 +137,12 @@ def load(path: str | Path = SHIPPED) -> Alarm:
 @dataclass
 class AlarmConfig:
     data: str = option(
-        "", "prepared set: fitted on its train split, calibrated on its val split", group="input and output"
+        "",
+        "prepared set: fitted on its train split, calibrated on its val split",
+        group="input and output",
+        required=True,
     )
-    out: str = option("", "JSON file to write")
+    out: str = option("", "JSON file to write", required=True)
     detector: str = option("classifier-hardened", "mask detector whose logit is a feature", group="features")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers whose disagreement is a feature")
     against: tuple[str, ...] = option(

@@ -21,9 +21,12 @@ LARGEST_FILE = 100_000  # bytes of a YAML file
 MOST_ITEMS = 10_000  # of one option
 
 
-def option(default: Any, help: str, group: str = "") -> Any:
-    """A dataclass field whose `--help` line is `help`. group: heading above it and those that follow."""
-    return dataclasses.field(default=default, metadata={"help": help, "group": group})
+def option(default: Any, help: str, group: str = "", required: bool = False) -> Any:
+    """A dataclass field whose `--help` line is `help`. group: heading above it and those that follow.
+
+    required: the help says so instead of a default; whoever takes the options checks them.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, "required": required})
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, description: str) -> T:
@@ -64,7 +67,7 @@ def add_options(parser: argparse._ActionsContainer, cls: type[Any], separator: s
             nargs="*" if many else None,
             default=argparse.SUPPRESS,
             metavar=_metavar(types[field.name]),
-            help=f"{field.metadata['help']} ({_shown(field.default)})".replace("%", "%%"),
+            help=f"{field.metadata['help']} ({_shown(field)})".replace("%", "%%"),
         )
 
 
@@ -97,7 +100,10 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _shown(default: Any) -> str:
+def _shown(field: dataclasses.Field[Any]) -> str:
+    if field.metadata["required"]:
+        return "required"
+    default = field.default
     if isinstance(default, tuple):
         default = " ".join(map(str, default))
     if default == "":

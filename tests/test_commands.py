@@ -14,7 +14,8 @@ import gan_mask
 from gan_mask import commands
 from gan_mask.errors import GanMaskError
 
-MODULES = ("prepare", "training", "sampling", "evaluation", "harden", "alarm", "calibrate", "shards")
+MODULES = ("prepare", "training", "sampling", "evaluation", "harden", "alarm", "calibrate", "shards", "provenance")
+SCRIPTS = sorted(path.stem for path in (REPOSITORY / "data_prep").glob("*.py") if path.stem != "prepare")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -34,10 +35,11 @@ def test_version_and_message_options(module: str, capsys: pytest.CaptureFixture[
 UNGROUPED = {"--help", "--config", "--print_config"}
 
 
-@pytest.mark.parametrize("module", [*MODULES, "harden.table"])
+@pytest.mark.parametrize("module", [f"gan_mask.{name}" for name in (*MODULES, "harden.table")] + SCRIPTS)
 def test_every_option_stands_in_a_group_and_says_its_default(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import import_module
 
+    monkeypatch.syspath_prepend(REPOSITORY / "data_prep")
     parsers: list[argparse.ArgumentParser] = []
 
     def caught(parser: argparse.ArgumentParser, *_: object) -> None:
@@ -46,16 +48,20 @@ def test_every_option_stands_in_a_group_and_says_its_default(module: str, monkey
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", caught)
     with pytest.raises(SystemExit):
-        import_module(f"gan_mask.{module}").main([])
+        import_module(module).main()
     (parser,) = parsers
     for group in parser._action_groups:
         for action in group._group_actions:
             name = (action.option_strings or [action.dest])[-1]
             if group.title in ("options", "positional arguments"):
                 assert name in UNGROUPED, f"{name} stands in no group"
-            elif action.option_strings and not action.required and group.title != "messages" and action.nargs != 0:
-                formatted = parser._get_formatter()._expand_help(action)
-                assert "default" in formatted, f"{name}: {formatted}"
+                continue
+            assert action.help, f"{name} has no help"
+            if action.option_strings and group.title != "messages" and action.nargs != 0:  # a flag is off by default
+                shown = parser._get_formatter()._expand_help(action)
+                assert "required" in shown if action.required else "default" in shown or "required" in shown, (
+                    f"{name}: {shown}"
+                )
 
 
 def test_endings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("what is measured").add_argument
-    add("--data", required=True, help="prepared set (data_prep/prepare.py)")
+    add("--data", required=True, help="prepared set (data_prep/prepare.py); required")
     add("--split", nargs="+", default=["test"], help="splits of identities to take probes from (default: test)")
     known = ", ".join(attacks.METHODS)
     add("--methods", nargs="+", default=DEFAULT_METHODS, help=f"of {known} (default: all but the optimised)")
@@ -84,7 +84,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
 
     add = parser.add_argument_group("output").add_argument
-    add("--out", required=True, help="folder for index.html, report.json, tables as CSV and the masked faces")
+    add("--out", required=True, help="folder for index.html, report.json, tables as CSV and the masked faces; required")
     add("--cache", help="folder for embeddings of clean faces, to share them among runs (default: OUT/cache/clean)")
     add("--require", nargs="+", default=[], metavar="LIMIT",
         help=f"exit with status 1 unless these hold: {gate.GRAMMAR} (default: none)")  # fmt: skip

@@ -91,14 +91,23 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="sample.py", description=sampling.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("photos").add_argument
-    add("--faces", required=True, help="folder of photos, searched with its subfolders; it is never written to")
-    add("--out", required=True, help="folder for the masked photos, results.csv and overview.png")
+    add(
+        "--faces",
+        required=True,
+        help="folder of photos, searched with its subfolders; it is never written to; required",
+    )
+    add("--out", required=True, help="folder for the masked photos, results.csv and overview.png; required")
     add("--show", action="store_true", help="write OUT/gallery.html, too: a slider between before and after per face")
     add("--largest", action="store_true", help="only the largest face of each photo")
     add("--min-score", type=float, default=0.9, help="lowest score of a face, in [0, 1] (default: 0.9)")
 
     add = parser.add_argument_group("masks").add_argument
-    add("--method", default="generator", choices=[m for m in attacks.METHODS if m != "none"], help="default: generator")
+    add(
+        "--method",
+        default="generator",
+        choices=[m for m in attacks.METHODS if m != "none"],
+        help="what makes the masks (default: generator)",
+    )
     add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
     add("--template", help="what the mask shows: a shipped template, a face photo, 'random', or 'match': for each face "
         "the shipped one nearest in skin tone and pose (default: the checkpoint's)")  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from gan_mask import templates
@@ -19,8 +19,9 @@ class TrainConfig:
         "",
         "prepared set to train on (data_prep/prepare.py makes it), or its shards (gan_mask.shards)",
         group="run",
+        required=True,
     )
-    out: str = option("", "run folder; running the same command again resumes it")
+    out: str = option("", "run folder; running the same command again resumes it", required=True)
     steps: int = option(20000, "optimiser steps in all")
     batch_size: int = option(32, "faces per process and micro-batch")
     accumulate: int = option(1, "micro-batches per optimiser step")
@@ -57,9 +58,9 @@ class TrainConfig:
     r1_every: int = option(8, "steps between R1 penalties, each counted as many times")
 
     diversity: float = option(
-        1.0, "strength of the augmentations before surrogates and discriminator", group="augmentation"
+        1.0, "strength of the augmentations before surrogates and discriminator; 0: none", group="augmentation"
     )
-    eot: float = option(0.3, "strength of the jitter at which masks are worn")
+    eot: float = option(0.3, "strength of the jitter at which masks are worn; 0: none")
 
     learning_rate: float = option(1e-3, "generator's, AdamW", group="optimisers")
     discriminator_learning_rate: float = option(5e-4, "discriminator's, AdamW")
@@ -84,9 +85,9 @@ BATCH = ("batch_size", "accumulate")  # free to change, too, while their product
 
 
 def check(c: TrainConfig) -> None:
-    for name in ("data", "out"):
-        if not getattr(c, name):
-            raise GanMaskError(f"--{name} is missing: {TrainConfig.__dataclass_fields__[name].metadata['help']}")
+    for field in fields(c):
+        if field.metadata["required"] and not getattr(c, field.name):
+            raise GanMaskError(f"--{field.name} is missing: {field.metadata['help']}")
     for name in ("steps", "batch_size", "accumulate", "r1_every", "log_every", "validate_every", "save_every", "keep"):
         if getattr(c, name) < 1:
             raise GanMaskError(f"--{name} must be at least 1, got {getattr(c, name)}")
