@@ -10,12 +10,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from fakes import FakeEmbedder
 from test_distributed import LAUNCH, free_port
 from test_training import run, weights
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from gan_mask import shards
 from gan_mask.data import PreparedSet
@@ -175,7 +177,7 @@ WATCH = """
 import json, sys
 sys.path.insert(0, {repository!r})
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from gan_mask.shards import ShardSet
 from gan_mask.training import loop
 from gan_mask.training.options import TrainConfig
@@ -227,6 +229,11 @@ def test_training_on_shards_on_two_processes(sharded: Path, tmp_path: Path) -> N
     )
     two_processes(script, "--data", sharded, "--out", tmp_path / "run", *options.split())
     assert (tmp_path / "run/generator/model.safetensors").is_file()
+    (clean,) = (tmp_path / "run").glob("clean-*")  # each process made one half, and nothing is left of the halves
+    photos = ShardSet(sharded, "train")
+    batch = default_collate([photos[i] for i in range(36)])
+    expected = FakeEmbedder()(batch["face"], batch["landmarks"])
+    assert torch.allclose(torch.from_numpy(np.load(clean)), expected, atol=1e-5)
 
 
 def test_training_on_shards_resumes_bit_for_bit(fakes: None, sharded: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
 import re
@@ -92,7 +93,7 @@ def train(c: TrainConfig) -> None:
     device = accelerator.device
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
     bank = templates.load_all(c.templates, generator.texture_size).to(device)
-    references = [clean_embeddings(e, photos, out, accelerator) for e in surrogates.embedders]
+    references = [clean_embeddings(e, photos, out, accelerator, c.workers) for e in surrogates.embedders]
     validation = Validation(c, surrogates, bank, device) if accelerator.is_main_process else None
 
     schedule = Schedule(photos.identities, c, accelerator.process_index, accelerator.num_processes, start, photos.run)
@@ -174,26 +175,55 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
 
 
-@torch.no_grad()
-def clean_embeddings(embedder: Any, photos: PreparedSet | ShardSet, out: Path, accelerator: Accelerator) -> Tensor:
-    """Embeddings (N, D) of the unmasked train split, computed once per run and kept beside it."""
+def clean_embeddings(
+    embedder: Any, photos: PreparedSet | ShardSet, out: Path, accelerator: Accelerator, workers: int
+) -> Tensor:
+    """Embeddings (N, D) of the unmasked train split, computed once per run, by all processes, and kept beside it."""
     order = hashlib.sha256(photos.identities.tobytes()).hexdigest()[:8]  # --data may change: a set to its shards
     path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{order}.npy"
-    if accelerator.is_main_process and not (path.is_file() and readable(path, len(photos))):
-        rows = []
-        loader = DataLoader(photos, batch_size=64, num_workers=0)
-        for batch in commands.Progress(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2):
-            rows.append(embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device)).cpu())
-        with files.replacing(path) as temporary, open(temporary, "wb") as f:
-            np.save(f, torch.cat(rows).numpy())
-    accelerator.wait_for_everyone()
+    absent = torch.tensor(int(not (path.is_file() and readable(path, len(photos)))), device=accelerator.device)
+    if accelerator.reduce(absent, "sum").item():  # one answer for all processes, before any of them writes
+        shares = min(accelerator.num_processes, len(photos))
+        parts = [path.with_name(f"{path.stem}.part-{k}-of-{shares}") for k in range(shares)]
+        if (k := accelerator.process_index) < shares:
+            share = range(k * len(photos) // shares, (k + 1) * len(photos) // shares)
+            loader = DataLoader(photos, 64, sampler=share, num_workers=workers, worker_init_fn=ignore_signals)
+            embed(embedder, loader, parts[k], accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            join(parts, path)
+        accelerator.wait_for_everyone()
     # Mapped: all processes of a machine share the pages. "c": torch wants memory that it may write to.
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
+@torch.no_grad()
+def embed(embedder: Any, loader: DataLoader[Any], path: Path, accelerator: Accelerator) -> None:
+    """Write the embeddings of the loader's faces to `path`, a .npy file."""
+    rows = []
+    if accelerator.is_main_process:
+        loader = commands.Progress(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2)
+    for batch in loader:
+        rows.append(embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device)).cpu())
+    with files.replacing(path) as temporary, open(temporary, "wb") as f:
+        np.save(f, torch.cat(rows).numpy())
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """Several .npy files as one; the parts go, and those of an interrupted run on other numbers of processes."""
+    arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
+    rows, width = sum(map(len, arrays)), arrays[0].shape[1]
+    with files.replacing(path) as temporary:
+        whole = np.lib.format.open_memmap(temporary, "w+", arrays[0].dtype, (rows, width))
+        np.concatenate(arrays, out=whole)
+        whole.flush()
+    for part in path.parent.glob(f"{glob.escape(path.stem)}.part-*"):
+        part.unlink()
+
+
 def readable(path: Path, rows: int) -> bool:
     try:
-        return len(np.load(path, allow_pickle=False)) == rows
+        return len(np.load(path, mmap_mode="r", allow_pickle=False)) == rows
     except (ValueError, EOFError, OSError) as error:
         print(f"warning: {path}: damaged ({error}); it is computed again", file=sys.stderr)
         return False
