@@ -112,9 +112,9 @@ class Work:
     calm: Tensor  # steps in a row at which the goal was met
 
     def keep(self, kept: Tensor) -> Work:
-        pixel, grid, size = self.placement
+        placement = self.placement._replace(grid=self.placement.grid[kept])
         return Work(
-            self.rows[kept], self.landmarks[kept], masking.Placement(pixel[kept], grid[kept], size), self.faces[kept],
+            self.rows[kept], self.landmarks[kept], placement, self.faces[kept],
             self.templates[kept], [r[kept] for r in self.references], [v[kept] for v in self.variables],
             {name: value[kept] for name, value in self.state.items()}, self.calm[kept],
         )  # fmt: skip

@@ -3,11 +3,12 @@
 Both are piecewise affine over one Delaunay triangulation of 35 mask landmarks (jaw, nose, mouth),
 as in DM, "Masked Faces with Faced Masks" (arXiv 2201.06427). Everything is batched and
 differentiable in images, textures and landmarks; there is no loop over faces or triangles, and
-memory grows with the number of pixels inside the masks.
+memory grows with the box around the batch's masks, whatever the number of triangles.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,11 +49,14 @@ CANONICAL = _canonical()  # (35, 2): u to the right, v down
 
 
 class Placement(NamedTuple):
-    """Where masks lie in images of one size: the pixels inside each mask, and their texture coordinates."""
+    """Where masks lie in images of one size: texture coordinates of the pixels in a box around the batch's masks."""
 
-    pixel: Tensor  # (B, N) flat pixel index y * W + x; H * W marks padding
-    grid: Tensor  # (B, N, 2) texture coordinates in grid_sample's [-1, 1]
-    size: tuple[int, int]  # H, W
+    grid: Tensor  # (B, h, w, 2) coordinates in grid_sample's [-1, 1]; NOWHERE where no mask is
+    corner: tuple[int, int]  # y, x of the box' first pixel
+    size: tuple[int, int]  # H, W of the images
+
+
+NOWHERE = -2.0  # left of canonical space; sampled there, its corner answers, where every mask has faded out
 
 
 def region(landmarks: Tensor | Placement, height: int, width: int, softness: float = 0.0) -> Tensor:
@@ -61,12 +65,9 @@ def region(landmarks: Tensor | Placement, height: int, width: int, softness: flo
     softness: width of the inward fade at the edge, as a fraction of the mask's width; 0 is a hard edge.
     """
     placement = _placement(landmarks, height, width)
-    batch = placement.pixel.shape[0]
-    canvas = placement.grid.new_zeros(batch, 1, height, width)
-    values = torch.ones_like(placement.grid[:, None, :, 0])
-    if softness:
-        values = _sample(_fade(softness).to(values).expand(batch, -1, -1, -1), placement.grid)
-    return _scatter(canvas, placement, values)
+    canvas = placement.grid.new_zeros(len(placement.grid), 1, height, width)
+    _box(canvas, placement).copy_(_opacity(placement.grid, softness))
+    return canvas
 
 
 def unwrap(image: Tensor, landmarks: Tensor, texture_size: tuple[int, int] = TEXTURE) -> Tensor:
@@ -78,11 +79,10 @@ def unwrap(image: Tensor, landmarks: Tensor, texture_size: tuple[int, int] = TEX
     _check(image, landmarks)
     with torch.autocast(image.device.type, enabled=False):
         image = _full_precision(image)
-        corners, weights = _texels(*texture_size)
-        points = _mask_points(landmarks).to(image)
-        position = (points[:, corners.to(points.device)] * weights.to(points)[..., None]).sum(2)  # (B, h*w, 2)
-        texels = _sample(image, _normalised(position, *image.shape[2:]))
-        return texels.unflatten(2, texture_size)
+        # One product of matrices for the whole batch; in double precision, which no TF32 setting touches.
+        points = _normalised(_mask_points(landmarks).double(), *image.shape[2:]).transpose(1, 2)  # (B, 2, 35)
+        grid = (points.flatten(0, 1) @ _texels(*texture_size).to(points).T).view(len(image), 2, *texture_size)
+        return _sample(image, grid.permute(0, 2, 3, 1).to(image.dtype))
 
 
 def place(landmarks: Tensor, height: int, width: int) -> Placement:
@@ -93,11 +93,13 @@ def place(landmarks: Tensor, height: int, width: int) -> Placement:
     """
     with torch.autocast(landmarks.device.type, enabled=False):
         points = _mask_points(_full_precision(landmarks))
-        if not torch.isfinite(points).all():
-            raise GanMaskError("landmarks contain NaN or infinite values")
-        face, triangle, pixel = _rasterise(points.detach(), height, width)
-        pixels, triangles = _pad_rows(face, pixel, triangle, len(points), height * width)
-        return Placement(pixels, _texture_grid(points, pixels, triangles, height, width), (height, width))
+        top, left, bottom, right = box = _bounds(points, height, width)
+        number = _rasterise(points.detach(), box)
+        maps = _texture_maps(points).flatten(1)
+        m_x, m_y, shift = (part.index_select(0, number.flatten()).view_as(number) for part in maps)
+        x = torch.arange(left, right, device=points.device)
+        y = torch.arange(top, bottom, device=points.device)[:, None]
+        return Placement(torch.view_as_real(m_x * x + m_y * y + shift), (top, left), (height, width))
 
 
 def wear(face: Tensor, landmarks: Tensor | Placement, texture: Tensor, softness: float = 0.0) -> Tensor:
@@ -114,12 +116,10 @@ def wear(face: Tensor, landmarks: Tensor | Placement, texture: Tensor, softness:
     with torch.autocast(face.device.type, enabled=False):
         face, texture = _full_precision(face), _full_precision(texture).to(face.dtype)
         grid = placement.grid.to(face.dtype)
-        values = _sample(texture, grid)  # (B, C, N)
-        if softness:
-            fade = _sample(_fade(softness).to(face).expand(len(face), -1, -1, -1), grid)
-            below = face.flatten(2).gather(2, _repeat_channels(placement.pixel.clamp_max(face[0, 0].numel() - 1), face))
-            values = below + fade * (values - below)
-        return _scatter(face, placement, values)
+        worn = torch.lerp(_box(face, placement), _sample(texture, grid), _opacity(grid, softness))
+        result = face.clone()
+        _box(result, placement).copy_(worn)
+        return result
 
 
 def _placement(landmarks: Tensor | Placement, height: int, width: int) -> Placement:
@@ -153,101 +153,116 @@ def _normalised(position: Tensor, height: int, width: int) -> Tensor:
 
 
 def _sample(image: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear: (B, C, H, W) at (B, N, 2) -> (B, C, N)."""
-    return F.grid_sample(image, grid[:, None], mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+    """Bilinear: (B, C, H, W) at (B, h, w, 2) -> (B, C, h, w)."""
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _repeat_channels(pixel: Tensor, image: Tensor) -> Tensor:
-    return pixel[:, None].expand(-1, image.shape[1], -1)
+def _box(image: Tensor, placement: Placement) -> Tensor:
+    """The placement's box as a view of (B, C, H, W)."""
+    (top, left), (height, width) = placement.corner, placement.grid.shape[1:3]
+    return image[..., top : top + height, left : left + width]
 
 
-def _scatter(image: Tensor, placement: Placement, values: Tensor) -> Tensor:
-    flat = F.pad(image.flatten(2), (0, 1))  # the extra pixel takes the padding
-    flat = flat.scatter(2, _repeat_channels(placement.pixel, image), values)
-    return flat[..., :-1].unflatten(2, image.shape[2:])
+def _opacity(grid: Tensor, softness: float) -> Tensor:
+    """Of the mask at texture coordinates: (B, h, w, 2) -> (B, 1, h, w) in [0, 1]."""
+    if softness:
+        return _sample(_fade(softness).to(grid).expand(len(grid), -1, -1, -1), grid)
+    return (grid[None, ..., 0] > NOWHERE).to(grid).transpose(0, 1)
 
 
-def _ragged(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """counts [2, 0, 3] -> owners [0, 0, 2, 2, 2], positions [0, 1, 0, 1, 2]."""
+def _bounds(points: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
+    """A box around all masks, within the image and of one pixel at least: top, left, bottom, right."""
+    if not len(points):
+        return 0, 0, 1, 1
+    extremes = torch.cat([points.amin((0, 1)), points.amax((0, 1))]).tolist()
+    if not all(map(math.isfinite, extremes)):
+        raise GanMaskError("landmarks contain NaN or infinite values")
+    left, top = (
+        min(max(math.floor(low), 0), most - 1) for low, most in zip(extremes[:2], (width, height), strict=True)
+    )
+    right, bottom = (min(max(math.ceil(x), -1), m - 1) for x, m in zip(extremes[2:], (width, height), strict=True))
+    return top, left, max(bottom, top) + 1, max(right, left) + 1
+
+
+def _ragged(counts: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """counts [2, 0, 3], first [7, 0, 4] -> owners [0, 0, 2, 2, 2], numbers [7, 8, 4, 5, 6]."""
     owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    start = counts.cumsum(0) - counts
-    return owner, torch.arange(len(owner), device=counts.device) - start[owner]
+    shift = first - counts.cumsum(0) + counts
+    return owner, torch.arange(len(owner), device=counts.device) + shift.take(owner)
 
 
-def _rasterise(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scanline conversion of all triangles of all faces at once.
+def _rasterise(points: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """Scanline conversion of all triangles of all faces at once: (B, 35, 2) -> (B, h, w), numbers in _texture_maps.
 
-    points (B, 35, 2) -> face, triangle, pixel: one entry per covered pixel, sorted by face and pixel.
+    Each row of a triangle covers a span of pixels. A triangle is one bit: added where its span begins and subtracted
+    behind its end, a running sum along the row says which triangles cover a pixel, and its highest bit which is first.
     """
-    reach = 1e-3  # px: a pixel centre on a shared edge belongs to both triangles, so that rounding leaves no hole
-    vertices = points[:, TRIANGLES.to(points.device)].flatten(0, 1)  # (B*T, 3, 2)
-    (ax, ay), (bx, by), (cx, cy) = (corner.unbind(1) for corner in vertices.unbind(1))
-    solid = ((bx - ax) * (cy - ay) - (by - ay) * (cx - ax)).abs() > 1e-2  # twice the area, px^2
+    top, left, bottom, right = box
+    count, width = len(TRIANGLES), right - left + 1  # one column more, where the last spans end
+    start = points[:, TRIANGLES.to(points.device)].flatten(0, 1).permute(2, 1, 0)  # (2, 3, B*T)
+    along = start.roll(-1, 1) - start  # the edges
+    area = _twice_area(start)
+    # Pixel centres on a shared edge belong to both triangles, so that rounding leaves no hole. Not much for slivers,
+    # whose texture coordinates change quickly.
+    reach = (0.01 * area.abs() / along.abs().amax((0, 1)).clamp_min(1e-6)).clamp(max=1e-3)
 
-    top = (vertices[..., 1].amin(1) - reach).ceil().clamp(0, height).long()
-    bottom = (vertices[..., 1].amax(1) + reach).floor().clamp(-1, height - 1).long()
-    owner, offset = _ragged(((bottom - top + 1) * solid).clamp_min(0))  # one entry per triangle and row
-    row = top[owner] + offset
+    low, high = start[1].amin(0), start[1].amax(0)
+    first = (low - reach).ceil().clamp(top, bottom).long()
+    last = (high + reach).floor().clamp(top - 1, bottom - 1).long()
+    owner, row = _ragged(((last - first + 1) * _solid(area)).clamp_min(0), first)  # one entry per triangle and row
 
     # Where the row crosses the three edges; the span between is inside.
-    start, end = vertices[owner], vertices[owner].roll(-1, 1)
-    y = row[:, None].to(points)
-    rise = end[..., 1] - start[..., 1]
-    step = ((y - start[..., 1]) / torch.where(rise == 0, torch.ones_like(rise), rise)).clamp(0, 1)
-    x = start[..., 0] + step * (end[..., 0] - start[..., 0])
-    low, high = torch.minimum(start[..., 1], end[..., 1]), torch.maximum(start[..., 1], end[..., 1])
-    crossed = (y >= low - reach) & (y <= high + reach) & (rise != 0)
-    left = x.masked_fill(~crossed, torch.inf).amin(1)
-    right = x.masked_fill(~crossed, -torch.inf).amax(1)
-    left = (left - reach).ceil().clamp(0, width).long()
-    right = (right + reach).floor().clamp(-1, width - 1).long()
+    level = along[1] == 0
+    per_pixel = torch.where(level, 0.0, 1 / along[1])
+    slack = torch.where(level, -1.0, reach * per_pixel.abs())
+    table = torch.cat([start[0], start[1], along[0], per_pixel, slack, reach[None]])  # (16, B*T)
+    *edges, reach = table.index_select(1, owner).split([3, 3, 3, 3, 3, 1])
+    x, y, dx, per_pixel, slack = edges
+    step = (row.to(y) - y) * per_pixel
+    crossed = (step >= -slack) & (step <= 1 + slack)
+    crossing = x + step.clamp(0, 1) * dx
+    begin = (torch.where(crossed, crossing, torch.inf).amin(0) - reach[0]).ceil().clamp(left, right).long()
+    end = (torch.where(crossed, crossing, -torch.inf).amax(0) + reach[0]).floor().clamp(left - 1, right - 1).long() + 1
 
-    span, offset = _ragged((right - left + 1).clamp_min(0))  # one entry per triangle and pixel
-    face = owner[span] // len(TRIANGLES)
-    triangle = owner[span] % len(TRIANGLES)
-    pixel = row[span] * width + left[span] + offset
-    place_ = face * (height * width) + pixel
-    key = (place_ * len(TRIANGLES) + triangle).sort().values
-    place_ = key // len(TRIANGLES)
-    first = torch.ones_like(place_, dtype=torch.bool)
-    first[1:] = place_[1:] != place_[:-1]
-    place_, triangle = place_[first], (key % len(TRIANGLES))[first]
-    return place_ // (height * width), triangle, place_ % (height * width)
+    face, triangle = owner // count, owner % count
+    bit = torch.where(begin < end, 2 << (count - 1 - triangle), 0)
+    origin = (face * (bottom - top) + row - top) * width - left
+    sums = origin.new_zeros(len(points) * (bottom - top) * width)
+    sums[:1] = 1  # no triangle: a bit below all others, everywhere
+    sums.index_add_(0, origin + begin, bit).index_add_(0, origin + end, -bit)
+    cover = sums.cumsum(0).view(len(points), bottom - top, width)[..., :-1]
+    exponent = cover.double().view(torch.int64) >> 52  # the highest bit's number + 1023; below 2^53 that is exact
+    return exponent + ((count + 1) * torch.arange(len(points), device=points.device) - 1023)[:, None, None]
 
 
-def _pad_rows(face: Tensor, pixel: Tensor, triangle: Tensor, batch: int, padding: int) -> tuple[Tensor, Tensor]:
-    """Ragged lists to (B, N) tables; missing pixels are `padding`, missing triangles 0."""
-    counts = torch.bincount(face, minlength=batch)
-    column = torch.arange(len(face), device=face.device) - (counts.cumsum(0) - counts)[face]
-    longest = int(counts.max()) if batch else 0
-    pixels = face.new_full((batch, max(longest, 1)), padding)
-    triangles = face.new_zeros((batch, max(longest, 1)))
-    pixels[face, column] = pixel
-    triangles[face, column] = triangle
-    return pixels, triangles
+def _texture_maps(points: Tensor) -> Tensor:
+    """Affine maps from image to texture, u + iv = m_x x + m_y y + shift: (B, 35, 2) -> the three, (3, B, T + 1).
+
+    In grid_sample's coordinates, differentiable in points. First the map to NOWHERE, then the triangles from the last
+    to the first. As complex numbers, one product and one look-up serve both coordinates.
+    """
+    triangles = TRIANGLES.flip(0).to(points.device)
+    vertices = points.double()[:, triangles].permute(3, 2, 0, 1)  # (2, 3, B, T)
+    area = _twice_area(vertices)
+    area = torch.where(_solid(area), area, 1.0)
+    (ax, bx, cx), (ay, by, cy) = vertices
+    a, b, c = torch.view_as_complex(2 * CANONICAL.to(vertices) - 1)[triangles].T
+    m_x = ((b - a) * (cy - ay) - (c - a) * (by - ay)) / area
+    m_y = ((c - a) * (bx - ax) - (b - a) * (cx - ax)) / area
+    shift = a - m_x * ax - m_y * ay
+    maps = torch.stack([m_x, m_y, shift])
+    nowhere = maps.new_tensor([0, 0, complex(NOWHERE, NOWHERE)])[:, None, None].expand(-1, len(points), -1)
+    return torch.cat([nowhere, maps], 2).to(torch.promote_types(points.dtype, torch.complex32))
 
 
-def _texture_grid(points: Tensor, pixels: Tensor, triangles: Tensor, height: int, width: int) -> Tensor:
-    """Texture coordinates of pixels (B, N) through the affine map of their triangles, differentiable in points."""
-    real = pixels < height * width
-    vertices = points[:, TRIANGLES.to(points.device)]  # (B, T, 3, 2)
-    a, edges = vertices[:, :, 0], vertices[:, :, 1:] - vertices[:, :, :1]
-    area = edges[..., 0, 0] * edges[..., 1, 1] - edges[..., 0, 1] * edges[..., 1, 0]
-    area = torch.where(area.abs() > 1e-2, area, torch.ones_like(area))
-    # Rows of the inverse: barycentric weights of the second and third vertex, linear in (x, y).
-    inverse = (
-        torch.stack([edges[..., 1, 1], -edges[..., 1, 0], -edges[..., 0, 1], edges[..., 0, 0]], -1) / area[..., None]
-    )
-    table = torch.cat([a, inverse], -1)  # (B, T, 6)
-    a_x, a_y, m00, m01, m10, m11 = table.gather(1, triangles[..., None].expand(-1, -1, 6)).unbind(-1)
-    x = (pixels % width).to(points) - a_x
-    y = (pixels // width).to(points) - a_y
-    second, third = m00 * x + m01 * y, m10 * x + m11 * y
-    weights = torch.stack([1 - second - third, second, third], -1).clamp_min(0)
-    weights = torch.where(real[..., None], weights, torch.ones_like(weights))
-    weights = weights / weights.sum(-1, keepdim=True)
-    corners = CANONICAL.to(points)[TRIANGLES.to(points.device)][triangles]  # (B, N, 3, 2)
-    return 2 * (weights[..., None] * corners).sum(2) - 1
+def _twice_area(vertices: Tensor) -> Tensor:
+    """(2, 3, ...) x and y of three corners -> (...), signed, px^2."""
+    (ax, bx, cx), (ay, by, cy) = vertices
+    return (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+
+
+def _solid(twice_area: Tensor) -> Tensor:
+    return twice_area.abs() > 1e-2
 
 
 def _barycentric(texel: Tensor, corners: Tensor) -> Tensor:
@@ -287,14 +302,14 @@ def _inside(texel: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _texels(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """For each texel of canonical space its triangle's corners (h*w, 3) and their weights (h*w, 3)."""
+def _texels(height: int, width: int) -> Tensor:
+    """How each texel's place is a mean of the landmarks: weights (h*w, 35), three of them above 0 in each row."""
     texel = _texel_centres(height, width)
     texel = torch.where(_inside(texel)[:, None], texel, _nearest_on_boundary(texel)[0])
     weights = _barycentric(texel, CANONICAL[TRIANGLES])  # (T, h*w, 3)
     triangle = weights.amin(-1).argmax(0)
     weights = weights[triangle, torch.arange(len(texel))].clamp_min(0)
-    return TRIANGLES[triangle], weights / weights.sum(-1, keepdim=True)
+    return torch.zeros(len(texel), len(CANONICAL)).scatter(1, TRIANGLES[triangle], F.normalize(weights, p=1, dim=1))
 
 
 @lru_cache(maxsize=8)

@@ -100,6 +100,18 @@ def test_a_batch_equals_its_faces_one_by_one():
     assert torch.equal(together, torch.cat(alone))
 
 
+def test_faces_of_a_batch_may_lie_anywhere():
+    face, landmarks = faces(4, 120, 150)
+    texture = torch.rand(4, 3, *masking.TEXTURE)
+    landmarks[0] = landmarks[0] / 4  # a small face in a corner, one half outside, one far outside
+    landmarks[1] += torch.tensor([60.0, 20.0])
+    landmarks[2] -= 1e6
+    together = wear(face, landmarks, texture, 0.03)
+    alone = [wear(face[i : i + 1], landmarks[i : i + 1], texture[i : i + 1], 0.03) for i in range(4)]
+    assert torch.equal(together, torch.cat(alone))
+    assert (together != face).flatten(1).any(1).tolist() == [True, True, False, True]
+
+
 @pytest.mark.parametrize("softness", [0.0, 0.05])
 def test_gradients(softness):
     _, landmarks = faces(2, 24, 24, spread=0.3)
@@ -126,6 +138,11 @@ def test_gradient_in_the_landmarks():
             wear(face, landmarks + step, ramp)[core].sum() - wear(face, landmarks - step, ramp)[core].sum()
         ) / 2e-4
     assert torch.allclose(gradient[0, 33, 0], numeric, rtol=0.02)
+
+
+def test_texture_coordinates_move_with_the_landmarks_as_finite_differences_say():
+    _, landmarks = faces(1, 20, 20, spread=0.1)
+    assert torch.autograd.gradcheck(lambda points: place(points, 20, 20).grid, (landmarks.double().requires_grad_(),))
 
 
 def test_profile_faces_with_coinciding_landmarks_give_no_nan():
