@@ -13,8 +13,8 @@ from gan_mask.errors import GanMaskError
 
 @dataclass
 class HardenConfig:
-    data: str = option("", "prepared set; its train split is learned from", group="input and output")
-    out: str = option("", "folder for the hardened detector; the same command again goes on")
+    data: str = option("", "prepared set; its train split is learned from", group="input and output", required=True)
+    out: str = option("", "folder for the hardened detector; the same command again goes on", required=True)
     detector: str = option(
         "classifier",
         "classifier, classifier-hardened or onnx:SIDECAR.json",

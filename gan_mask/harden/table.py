@@ -50,11 +50,11 @@ COLUMNS = (
 
 @dataclass
 class TableConfig:
-    data: str = option("", "prepared set; its test split is measured", group="input and output")
-    out: str = option("", "folder for the table, the picture and the faces")
+    data: str = option("", "prepared set; its test split is measured", group="input and output", required=True)
+    out: str = option("", "folder for the table, the picture and the faces", required=True)
     before: str = option("classifier", "the detector as it was", group="what is compared")
     after: str = option("classifier-hardened", "the hardened detector")
-    alarm: str = option(str(alarms.SHIPPED), "the faced-mask alarm's JSON file")
+    alarm: str = option("", "the faced-mask alarm's JSON file; without it the shipped one")
     generators: tuple[str, ...] = option((), "checkpoints of generators")
     adaptive: tuple[str, ...] = option((), "checkpoints of generators that were trained against --after")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers of the periocular fallback; the first is attacked")
@@ -202,7 +202,7 @@ def measure(c: TableConfig) -> dict[str, Any]:
     detectors = {"before": pretrained.load_detector(c.before), "after": pretrained.load_detector(c.after)}
     whole = {name: pretrained.load_embedder(name) for name in c.embedders}
     recognisers: dict[str, Any] = {**whole, **{f"upper {n}": alarms.UpperFace(e) for n, e in whole.items()}}
-    alarm = alarms.load(c.alarm)
+    alarm = alarms.load(c.alarm or alarms.SHIPPED)
     rows = rows_of(c, photos, probes, detectors["before"], detectors["after"], alarm)
     networks = {**recognisers, "alarm": alarm.features}
     seen = {row.name: look_at(row, out, networks, detectors, photos if c.crops else None) for row in rows}
