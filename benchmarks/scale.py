@@ -118,7 +118,7 @@ def write_holes(folder: Path, faces: int, per_shard: int = 10_000, length: int =
             f.truncate(len(places) * length)
         described.append({
             "name": tar.name, "faces": len(places), "bytes": len(places) * length,
-            "index_sha256": files.sha256(tar.with_suffix(".npy")),
+            "sha256": "", "index_sha256": files.sha256(tar.with_suffix(".npy")),
         })  # fmt: skip
     files.write_json(
         folder / "shards.json", {"format": shards.FORMAT, "size": 160, "margin": 0.375, "shards": described}

@@ -141,12 +141,24 @@ def _read_meta(path: Path) -> dict[str, Any]:
     meta = files.read_json(path / "shards.json")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise GanMaskError(f"{path / 'shards.json'}: not the index of shards of format {FORMAT}; write them again")
-    if meta.get("shards") is None:
+    if meta.get("shards", 0) is None:
         raise GanMaskError(f"{path}: the shards are not finished; run the command that writes them again")
-    for shard in meta["shards"]:
-        if not re.fullmatch(r"(train|val)-\d{6}\.tar", str(shard.get("name"))):  # a path would lead elsewhere
-            raise GanMaskError(f"{path / 'shards.json'}: {shard.get('name')!r} is not the name of a shard")
+    if not _complete(meta):
+        raise GanMaskError(f"{path / 'shards.json'}: damaged; copy it again, or delete the folder and write it anew")
     return meta
+
+
+def _complete(meta: dict[str, Any]) -> bool:
+    """Whether all that is read of shards.json is there, of the right kind; names must not lead elsewhere."""
+    kinds = {"name": str, "faces": int, "bytes": int, "sha256": str, "index_sha256": str}
+    shards, margin = meta.get("shards"), meta.get("margin")
+    return (
+        isinstance(shards, list)
+        and all(isinstance(shard, dict) and all(type(shard.get(k)) is t for k, t in kinds.items()) for shard in shards)
+        and all(re.fullmatch(r"(train|val)-\d{6}\.tar", shard["name"]) for shard in shards)
+        and type(meta.get("size")) is int
+        and isinstance(margin, int | float)
+    )
 
 
 # -------------------------------------------------------------------------------------------- writing
@@ -192,7 +204,7 @@ def _claim(out: Path, meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if differing:
             raise GanMaskError(f"{out}: holds other shards: {'; '.join(differing)}. Choose another OUT, or delete it")
         files.remove_leftovers(out)
-        return {shard["name"]: shard for shard in before.get("shards") or ()}
+        return {shard["name"]: shard for shard in before["shards"]} if _complete(before) else {}
     if out.is_dir() and any(out.iterdir()):
         raise GanMaskError(f"{out}: not empty and not a folder of shards; choose a new one")
     out.mkdir(parents=True, exist_ok=True)

@@ -153,10 +153,21 @@ def test_other_settings_and_other_folders_are_refused(
         assert end.value.code == 2 and complaint in capsys.readouterr().err
     with pytest.raises(GanMaskError, match="train and val only"):
         ShardSet(sharded, "test")
-    meta = json.loads((sharded / "shards.json").read_text())
-    meta["shards"][0]["name"] = "../train-000000.tar"
-    (sharded / "shards.json").write_text(json.dumps(meta))
-    with pytest.raises(GanMaskError, match="not the name of a shard"):
+
+
+def test_a_damaged_shards_json_is_named(sharded: Path) -> None:
+    path = sharded / "shards.json"
+    good = json.loads(path.read_text())
+    first = good["shards"][0]
+    for damaged in (
+        [], {}, good | {"shards": 3}, good | {"size": "64"}, good | {"shards": [None]},
+        good | {"shards": [{"name": "train-000000.tar"}]}, good | {"shards": [first | {"name": "../train-000000.tar"}]},
+    ):  # fmt: skip
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(GanMaskError, match=r"shards\.json: (damaged|not the index)"):
+            ShardSet(sharded, "train")
+    path.write_text(json.dumps(good)[:-9])
+    with pytest.raises(GanMaskError, match=r"shards\.json: not readable"):
         ShardSet(sharded, "train")
 
 
