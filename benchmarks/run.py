@@ -2,32 +2,51 @@
 
 Every figure is a ratio of times measured in one run: the contestants take turns, and the median over the rounds of
 each round's ratio counts, so that a busy machine slows both alike (the loop over faces is timed once, on two
-faces). Sections: geometry, methods, training, start-up.
+faces). Photos are the embedded synthetic ones, enlarged. Sections: geometry, methods, training, switches, loading,
+sampling, preparation, evaluation, start-up.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import io
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from gan_mask import attacks, augment, files, landmarks, masking, templates
-from gan_mask.networks import Discriminator, Generator
+from gan_mask import attacks, augment, files, landmarks, masking, prepare, templates
+from gan_mask.data import EMBEDDED, PreparedSet
+from gan_mask.evaluation import looks
+from gan_mask.faces import FaceFinder, align, read_image, to_8_bit, to_tensors
+from gan_mask.networks import Discriminator, Generator, load_generator
+from gan_mask.sampling import batch as sampling_batch
+from gan_mask.sampling import command as sampling_command
+from gan_mask.sampling import sampler as sampling_sampler
 from gan_mask.surrogates import load_surrogates
 from gan_mask.training.options import TrainConfig
+from gan_mask.training.schedule import Schedule
 from gan_mask.training.step import discriminator_terms, dress, generator_terms
 
+ROOT = Path(__file__).parent.parent
 Contestants = dict[str, Callable[[], object]]
 
 
@@ -157,43 +176,273 @@ def methods(quick: bool, device: str) -> dict[str, Any]:
     return {**per_face, "mf2m over generator": round(ratio(seconds, "mf2m", "generator"), 1), "steps": steps}
 
 
+class Training:
+    """The networks of a training, and faces to train on."""
+
+    def __init__(self, batch: int, device: str) -> None:
+        self.c, self.device = TrainConfig(batch_size=batch), torch.device(device)
+        self.image, self.points = faces(batch, 160, device)
+        self.bank = templates.load_all(["face-001"]).expand(batch, -1, -1, -1).to(device)
+        self.surrogates = load_surrogates(self.c.embedders, self.c.detectors, self.c.far, device)
+        self.net, self.discriminator = Generator().net.to(device), Discriminator().to(device)
+        self.texture, self.picture = torch.rand_like(self.bank), self.image.clone().requires_grad_()
+        self.noise = torch.randn(batch, self.net.config.noise, device=device)
+        with torch.no_grad():
+            self.references = [e(self.image, self.points)[:, None].expand(-1, 2, -1) for e in self.surrogates.embedders]
+
+    def step(self, image: Tensor | None = None, points: Tensor | None = None) -> None:
+        """What training does between loading and the optimisers, without R1."""
+        image, points = (self.image, self.points) if image is None or points is None else (image, points)
+        draws = augment.Draws(0, 0, range(len(image)), len(image), self.device)
+        scene = dress(image, points, self.bank, self.net, draws, self.c)
+        terms = discriminator_terms(scene, self.discriminator, draws, self.c, r1=False)
+        torch.stack([term.mean() for term in terms.values()]).sum().backward()
+        self.discriminator.requires_grad_(False)
+        terms = generator_terms(scene, self.references, self.discriminator, self.surrogates, draws, self.c)
+        torch.stack([term.mean() for term in terms.values()]).sum().backward()
+        self.discriminator.requires_grad_(True)
+
+    def networks(self) -> None:
+        """The same passes of the same networks, on any input."""
+        self.net(self.texture, self.bank, self.noise).sum().backward()
+        self.discriminator(torch.cat([self.image, self.image])).sum().backward()
+        self.discriminator.requires_grad_(False)
+        self.discriminator(self.picture).sum().backward()
+        self.discriminator.requires_grad_(True)
+        for embedder in self.surrogates.embedders:
+            embedder(self.picture, self.points).sum().backward()
+        for detector in self.surrogates.detectors:
+            torch.stack(detector(self.picture)).sum().backward()
+
+
 def training(quick: bool, device: str) -> dict[str, Any]:
     """A training step (without R1 and optimisers) beside its networks' bare forward and backward passes."""
-    batch = 2 if quick else 12
-    c = TrainConfig(batch_size=batch)
-    image, points = faces(batch, 160, device)
-    bank = templates.load_all(["face-001"]).expand(batch, -1, -1, -1).to(device)
-    s = load_surrogates(c.embedders, c.detectors, c.far, device)
-    net, discriminator = Generator().net.to(device), Discriminator().to(device)
-    with torch.no_grad():
-        references = [embedder(image, points)[:, None].expand(-1, 2, -1) for embedder in s.embedders]
-    texture, picture = torch.rand_like(bank), image.clone().requires_grad_()
-    noise = torch.randn(batch, net.config.noise, device=device)
-
-    def step() -> None:
-        draws = augment.Draws(0, 0, range(batch), batch, torch.device(device))
-        scene = dress(image, points, bank, net, draws, c)
-        terms = discriminator_terms(scene, discriminator, draws, c, r1=False)
-        torch.stack([term.mean() for term in terms.values()]).sum().backward()
-        discriminator.requires_grad_(False)
-        terms = generator_terms(scene, references, discriminator, s, draws, c)
-        torch.stack([term.mean() for term in terms.values()]).sum().backward()
-        discriminator.requires_grad_(True)
-
-    def networks() -> None:
-        net(texture, bank, noise).sum().backward()
-        discriminator(torch.cat([image, image])).sum().backward()
-        discriminator.requires_grad_(False)
-        discriminator(picture).sum().backward()
-        discriminator.requires_grad_(True)
-        for embedder in s.embedders:
-            embedder(picture, points).sum().backward()
-        for detector in s.detectors:
-            torch.stack(detector(picture)).sum().backward()
-
-    seconds = take_turns({"step": step, "networks alone": networks}, 1 if quick else 7)
+    t = Training(2 if quick else 12, device)
+    seconds = take_turns({"step": t.step, "networks alone": t.networks}, 1 if quick else 9)
     over = round(ratio(seconds, "step", "networks alone"), 2)
-    return {"batch": batch, "ms": milliseconds(seconds), "step over networks alone": over}
+    result = {"batch": len(t.image), "ms": milliseconds(seconds), "step over networks alone": over}
+    if device == "cuda":
+        result["peak memory, MiB"] = torch.cuda.max_memory_allocated() >> 20
+    return result
+
+
+def switches(quick: bool, device: str) -> dict[str, Any]:
+    """What one could switch on: channels_last in a training step, fused AdamW."""
+    plain = Training(2 if quick else 12, device)
+    last = copy.copy(plain)
+    last.net, last.discriminator, last.surrogates = copy.deepcopy((plain.net, plain.discriminator, plain.surrogates))
+    for network in (last.net, last.discriminator, *last.surrogates.embedders, *last.surrogates.detectors):
+        if isinstance(network, torch.nn.Module):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last.image = plain.image.contiguous(memory_format=torch.channels_last)
+    plain.step()  # gives the optimisers gradients
+    parameters = [*plain.net.parameters(), *plain.discriminator.parameters()]
+    optimisers = {
+        name: torch.optim.AdamW([p.detach().clone().requires_grad_() for p in parameters], fused=fused)
+        for name, fused in {"AdamW": False, "AdamW, fused": True}.items()
+    }
+    for optimiser in optimisers.values():
+        for ours, given in zip(optimiser.param_groups[0]["params"], parameters, strict=True):
+            ours.grad = None if given.grad is None else given.grad.clone()
+    contestants: Contestants = {"step": plain.step, "step, channels_last": last.step}
+    contestants |= {name: optimiser.step for name, optimiser in optimisers.items()}
+    seconds = take_turns(contestants, 1 if quick else 7)
+    return {
+        "ms": milliseconds(seconds),
+        "channels_last over not": round(ratio(seconds, "step, channels_last", "step"), 2),
+        "fused over not": round(ratio(seconds, "AdamW, fused", "AdamW"), 2),
+    }
+
+
+def loading(quick: bool, device: str) -> dict[str, Any]:
+    """How much of a training's time it waits for its loader: two loader processes, batch 12."""
+    batch, steps = (2, 3) if quick else (12, 12)
+    t = Training(batch, device)
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder) / "photos", 8 if quick else 36, 128)
+        prepare.prepare(Path(folder) / "photos", Path(folder) / "prepared", prepare.Settings(splits=(1.0, 0.0, 0.0)))
+        photos = PreparedSet(Path(folder) / "prepared", "train")
+        config = TrainConfig(batch_size=batch, steps=steps + 2)
+        batches = iter(DataLoader(photos, batch_sampler=Schedule(photos.identities, config, 0, 1, 0), num_workers=2))
+        waited = worked = 0.0
+        for number in range(steps + 2):
+            started = time.perf_counter()
+            loaded = next(batches)
+            loaded_at = time.perf_counter()
+            t.step(loaded["face"].to(device), loaded["landmarks"].to(device))
+            _wait()
+            if number > 1:  # the processes start, the first step allocates
+                waited, worked = waited + loaded_at - started, worked + time.perf_counter() - loaded_at
+    return {"batch": batch, "share of time waiting, %": round(100 * waited / (waited + worked), 2)}
+
+
+# ------------------------------------------------------------------------------------------- photos
+
+
+def write_photos(folder: Path, count: int, side: int) -> None:
+    """So many embedded photos of synthetic people, enlarged to side x side JPEG files, again from the first."""
+    with zipfile.ZipFile(EMBEDDED) as archive:
+        names = [name for name in sorted(archive.namelist()) if name.endswith(".webp")]
+        for i in range(count):
+            name = names[i % len(names)]
+            target = folder / Path(name).parent.name / f"{i:05d}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            photo = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+            photo.resize((side, side), Image.Resampling.BICUBIC).save(target, quality=92)
+
+
+class Stages:
+    """Seconds spent in functions, each for itself: what one calls within another counts for the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._inside = False
+
+    def timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return function(*args, **kwargs)
+            self._inside, started = True, time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _wait()
+                self.seconds[stage] += time.perf_counter() - started
+                self._inside = False
+
+        return run
+
+    @contextmanager
+    def watching(self, parts: list[tuple[object, str, str]]) -> Iterator[None]:
+        """parts: (owner, name of its function, stage)."""
+        with ExitStack() as stack:
+            for owner, name, stage in parts:
+                stack.enter_context(mock.patch.object(owner, name, self.timed(getattr(owner, name), stage)))
+            yield
+
+
+def sampling(quick: bool, device: str) -> dict[str, Any]:
+    """`sample.py`: where the seconds of a photo of 640 x 640 px go, and the memory of four times as many photos."""
+    count, side = (4, 256) if quick else (32, 640)
+    with tempfile.TemporaryDirectory() as folder:
+        few, many = Path(folder) / "few", Path(folder) / "many"
+        write_photos(few, count, side)
+        command = ["--faces", str(few), "--out", f"{folder}/out", "--device", device, "--batch-size", "8"]
+        sampler = sampling_command.load(sampling_command.arguments(command))
+        names = sorted(path.relative_to(few).as_posix() for path in few.rglob("*.jpg"))
+        stages = Stages()
+        parts = [
+            (sampling_sampler, "read_image", "decode"), (sampler.finder, "_boxes", "detect"),
+            (sampler.finder, "landmarks", "landmarks"), (sampling_sampler, "align", "align"),
+            (sampler, "method", "generate"), (sampling_sampler, "wear_on_photo", "wear"),
+            (sampling_batch, "write", "encode"), (sampler, "look_at", "measure the original"),
+            (sampling_batch, "score", "measure the written file"),
+        ]  # fmt: skip
+        sampling_batch.process(sampler, [sampler.photo(names[0])], Counter())  # warm
+        with stages.watching(parts):
+            started = time.perf_counter()
+            for batch, _ in sampling_command.batches(sampler, names):
+                sampling_batch.process(sampler, batch, Counter())
+            whole = time.perf_counter() - started
+        stages.seconds["all else"] = whole - sum(stages.seconds.values())
+        result: dict[str, Any] = {
+            "photos": count,
+            "ms per photo": {name: round(1000 * seconds / count, 2) for name, seconds in stages.seconds.items()},
+            "s per photo": round(whole / count, 3),
+        }
+        if device == "cpu":
+            write_photos(many, 4 * count, side)
+            peaks = {}
+            for source, photos in ((few, count), (many, 4 * count)):
+                options = [*command[4:], "--faces", str(source), "--out", f"{source}-masked"]
+                peaks[f"{photos} photos"] = peak_memory(["sample.py", *options])
+            result["peak memory, MiB"] = peaks
+    return result
+
+
+def peak_memory(command: list[str]) -> int:
+    """MiB of a process, the largest that was resident at a time (Linux)."""
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: ended with {process.returncode}")
+    return usage.ru_maxrss >> 10
+
+
+def preparation(quick: bool, device: str) -> dict[str, Any]:
+    """`prepare.py` with one process beside face detection and landmarks alone, and beside plain MTCNN and dlib."""
+    import dlib
+
+    count, side = (3, 256) if quick else (16, 640)
+    settings = prepare.Settings()
+    with tempfile.TemporaryDirectory() as folder:
+        source, parts = Path(folder) / "photos", Path(folder) / "parts"
+        parts.mkdir()
+        write_photos(source, count, side)
+        worker = prepare.Worker(source, parts, settings, device)
+        photos = worker.source.photos(settings.identity_regex)
+        images = [worker.source.read(photo.path) for photo in photos]
+        finder = worker.finder
+
+        def plain() -> None:
+            boxes = finder._boxes(np.stack(images), settings.min_size)
+            for image, found in zip(images, boxes, strict=True):
+                for box in found:
+                    finder._predictor(image, dlib.rectangle(*box[:4].round().astype(int).tolist()))
+
+        contestants: Contestants = {
+            "prepare": lambda: worker(0, photos),
+            "our detection and landmarks": lambda: finder.find(images),
+            "plain MTCNN and dlib": plain,
+        }
+        seconds = take_turns(contestants, 1 if quick else 5)
+    return {
+        "images/s": {name: round(count / float(np.median(values)), 1) for name, values in seconds.items()},
+        "prepare over our detection and landmarks": round(ratio(seconds, "prepare", "our detection and landmarks"), 2),
+        "prepare over plain MTCNN and dlib": round(ratio(seconds, "prepare", "plain MTCNN and dlib"), 2),
+    }
+
+
+def evaluation(quick: bool, device: str) -> dict[str, Any]:
+    """One unit of an evaluation (generate, wear, write and read PNG, look anew) beside its networks and detectors."""
+    import dlib
+
+    count = 3 if quick else 16
+    finder, hog = FaceFinder(device), dlib.get_frontal_face_detector()
+    s = load_surrogates(["dlib"], ["classifier"], 1e-3, device)
+    generator = load_generator(templates.ASSETS / "generator", device)
+    bank = templates.load_all(["face-001"]).expand(count, -1, -1, -1).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder), count, 320)
+        photos = [read_image(path) for path in sorted(Path(folder).rglob("*.jpg"))]
+        found = [(photo, faces[0]) for photo, faces in zip(photos, finder.find(photos), strict=True) if faces]
+        crops, points = to_tensors([align(photo, face.landmarks, 160) for photo, face in found], device)
+        bank, size = bank[: len(crops)], 160
+        paths = [Path(folder) / f"{i}.png" for i in range(len(crops))]
+        pictures = list(to_8_bit(crops))
+
+        @torch.no_grad()
+        def unit() -> None:
+            masked = to_8_bit(masking.wear(crops, points, generator.texture(crops, points, bank), 0.03))
+            for path, picture in zip(paths, masked, strict=True):
+                with files.replacing(path) as temporary:
+                    Image.fromarray(picture).save(temporary, format="PNG")
+            images = [read_image(path) for path in paths]
+            looks.look(images, {"dlib": s.embedders[0]}, {"classifier": s.detectors[0]}, finder, device)
+
+        @torch.no_grad()
+        def networks() -> None:
+            generator.texture(crops, points, bank)
+            finder.find(pictures)
+            for picture in pictures:
+                hog(picture, 1)
+            s.embedders[0](crops, points)
+            s.detectors[0](crops)
+
+        seconds = take_turns({"unit": unit, "networks and detectors alone": networks}, 1 if quick else 5)
+    over = round(ratio(seconds, "unit", "networks and detectors alone"), 2)
+    return {"faces": len(crops), "size": size, "ms": milliseconds(seconds), "unit over networks and detectors": over}
 
 
 # ------------------------------------------------------------------------------------------- start-up
@@ -201,7 +450,6 @@ def training(quick: bool, device: str) -> dict[str, Any]:
 
 def start_up(quick: bool, device: str) -> dict[str, Any]:
     """Seconds of processes: importing gan_mask and showing a help text, beyond importing torch."""
-    root = Path(__file__).parent.parent
     commands = {
         "import torch": [sys.executable, "-c", "import torch"],
         "import torch, gan_mask": [sys.executable, "-c", "import torch, gan_mask"],
@@ -209,7 +457,7 @@ def start_up(quick: bool, device: str) -> dict[str, Any]:
         "train.py --help": [sys.executable, "train.py", "--help"],
     }
     run = {
-        name: lambda c=command: subprocess.run(c, cwd=root, check=True, capture_output=True)
+        name: lambda c=command: subprocess.run(c, cwd=ROOT, check=True, capture_output=True)
         for name, command in commands.items()
     }
     seconds = take_turns(run, 1 if quick else 5)
@@ -218,7 +466,8 @@ def start_up(quick: bool, device: str) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[[bool, str], dict[str, Any]]] = {
-    "geometry": geometry, "methods": methods, "training": training, "start-up": start_up,
+    "geometry": geometry, "methods": methods, "training": training, "switches": switches, "loading": loading,
+    "sampling": sampling, "preparation": preparation, "evaluation": evaluation, "start-up": start_up,
 }  # fmt: skip
 
 
