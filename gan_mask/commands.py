@@ -78,7 +78,8 @@ def ending(again: str = "the same command goes on from here") -> Iterator[None]:
     try:
         yield
     except GanMaskError as error:
-        complaint = str(error)
+        # From a loader process the error comes as text, with its traceback before it.
+        complaint = str(error).rpartition("GanMaskError: ")[2].strip()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = f"free some space; {again}" if full else again

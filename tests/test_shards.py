@@ -132,6 +132,21 @@ def test_a_damaged_shard_is_named_and_the_same_command_mends_it(prepared: Path, 
     assert contents(sharded) == whole
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_on_a_damaged_shard_ends_with_one_line(
+    fakes: None, sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    tar = sharded / "train-000002.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(SystemExit) as end:
+        run(sharded, tmp_path / "run", "--steps", "2", "--workers", str(workers))
+    assert end.value.code == 2
+    complaint = capsys.readouterr().err
+    assert f"error: {tar}: damaged at byte 0; run the command" in complaint and "Traceback" not in complaint
+
+
 def test_a_shard_that_vanishes_while_it_is_used_is_named(sharded: Path) -> None:
     streamed = ShardSet(sharded, "train")
     (sharded / "train-000003.tar").unlink()
