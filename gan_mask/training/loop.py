@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import glob
 import hashlib
 import math
+import multiprocessing
 import re
 import signal
 import sys
@@ -88,6 +90,8 @@ def train(c: TrainConfig) -> None:
     net, discriminator, *optimizers = accelerator.prepare(net, discriminator, *optimizers)
     state = State(out, accelerator, net, discriminator, ema, optimizers)
     start = state.load_latest()
+
+    atexit.register(end_loaders)
 
     # Frozen networks, templates, clean embeddings
     device = accelerator.device
@@ -266,6 +270,13 @@ def ignore_signals(worker: int) -> None:
     """For loader processes: a signal to the whole process group is for the training process to answer."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_loaders() -> None:
+    """At exit: an error may leave loader processes, which ignore the signal that multiprocessing would send them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain of their end
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 class stop_on_signals:
