@@ -72,16 +72,21 @@ def relight(images: Tensor, draws: Draws, strength: float) -> Tensor:
     contrast = 1 + draws.uniform(1, 1, 1, low=-0.15, high=0.15) * strength
     saturation = 1 + draws.uniform(1, 1, 1, low=-0.2, high=0.2) * strength
     grey = images.mean(1, keepdim=True)
-    images = grey + saturation * (images - grey)
-    mean = images.mean((1, 2, 3), keepdim=True)
-    return (mean + contrast * (images - mean) + brightness).clamp(0, 1)
+    # Saturation moves colours away from grey, contrast then everything from the mean, which saturation leaves as it is.
+    offset = contrast * (1 - saturation) * grey + (1 - contrast) * grey.mean((2, 3), keepdim=True) + brightness
+    return (contrast * saturation * images + offset).clamp(0, 1)
 
 
 def compress(images: Tensor, draws: Draws, low: float = 0.02, high: float = 0.2) -> Tensor:
     """JPEG-like noise: 8x8 block DCT, coefficients rounded to a random step that grows with frequency.
 
-    Rounding passes gradients straight through. A step of 0.02 is about JPEG quality 90, 0.2 about 40.
+    Rounding passes gradients straight through; the transform is orthonormal, so the whole does.
+    A step of 0.02 is about JPEG quality 90, 0.2 about 40.
     """
+    return images + (_compressed(images.detach(), draws, low, high) - images.detach())
+
+
+def _compressed(images: Tensor, draws: Draws, low: float, high: float) -> Tensor:
     step = draws.uniform(1, 1, 1, 1, low=low, high=high)
     height, width = images.shape[2:]
     padded = F.pad(images, [0, -width % 8, 0, -height % 8], mode="replicate")
@@ -91,9 +96,7 @@ def compress(images: Tensor, draws: Draws, low: float = 0.02, high: float = 0.2)
     coefficients = basis @ blocks @ basis.T
     frequency = torch.arange(8).to(images)
     table = step[..., None] * (0.25 + 0.25 * (frequency[:, None] + frequency))
-    scaled = coefficients / table
-    rounded = (scaled + (scaled.round() - scaled).detach()) * table
-    blocks = basis.T @ rounded @ basis
+    blocks = basis.T @ ((coefficients / table).round() * table) @ basis
     return blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
 
 
