@@ -315,7 +315,7 @@ def _resized(
     """The rectangle (pixel edges, may leave the photo: edge pixels repeat) resampled to width x height."""
     x0, y0, x1, y1 = math.floor(left) - 2, math.floor(top) - 2, math.ceil(right) + 2, math.ceil(bottom) + 2
     rows, columns = np.arange(y0, y1).clip(0, photo.shape[0] - 1), np.arange(x0, x1).clip(0, photo.shape[1] - 1)
-    part = Image.fromarray(photo[np.ix_(rows, columns)])
+    part = Image.fromarray(photo.take(rows, 0).take(columns, 1))  # three times as fast as np.ix_
     if (width, height) == (right - left, bottom - top) and left == round(left) and top == round(top):
         return part.crop((2, 2, 2 + width, 2 + height))
     window = (left - x0, top - y0, right - x0, bottom - y0)
