@@ -19,7 +19,7 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PROGRAMS = {
     "data_prep/prepare.py": ["data_prep/prepare.py"], "train.py": ["train.py"], "sample.py": ["sample.py"],
     "gan_mask.evaluation": ["-m", "gan_mask.evaluation"], "gan_mask.harden": ["-m", "gan_mask.harden"],
-    "gan_mask.calibrate": ["-m", "gan_mask.calibrate"],
+    "gan_mask.calibrate": ["-m", "gan_mask.calibrate"], "gan_mask.shards": ["-m", "gan_mask.shards"],
 }  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def test_commands_take_the_options_they_are_shown_with(program: str, row: str) -
 # What stands for the capital letters of each command, in their order, and what keeps it short.
 SMALL = {
     "data_prep/prepare.py": ("photos set", "--size 96 --splits 0.2,0.5,0.3"),
+    "gan_mask.shards": ("set shards", ""),
     "train.py": (
         f"{REPOSITORY}/configs/quickstart.yaml set run",
         "--steps 2 --batch_size 2 --workers 0 --validation_faces 2 --validate_every 2 --save_every 2 --log_every 1",
@@ -64,7 +65,8 @@ SMALL = {
     "gan_mask.harden": ("set hardened", "--against dm --rounds 1 --steps 2 --batch_size 4 --pool 4 --workers 0"),
 }
 MADE = {
-    "data_prep/prepare.py": "set/meta.json", "train.py": "run/generator/model.safetensors",
+    "data_prep/prepare.py": "set/meta.json", "gan_mask.shards": "shards/shards.json",
+    "train.py": "run/generator/model.safetensors",
     "sample.py": "masked/overview.png", "gan_mask.evaluation": "report/index.html",
     "gan_mask.harden": "hardened/hardened.json",
 }  # fmt: skip
