@@ -1,8 +1,8 @@
 """What the hot paths cost beside their floors: python benchmarks/run.py [--only SECTION ...] [--out FILE.json]
 
 Every figure is a ratio of times measured in one run: the contestants take turns, and the median over the rounds of
-each round's ratio counts, so that a busy machine slows both alike (the loop over faces is timed once, on two
-faces). Photos are the embedded synthetic ones, enlarged. Sections: geometry, methods, training, switches, loading,
+each round's ratio counts, so that a busy machine slows both alike (the loop over faces is timed on two of them).
+Photos are the embedded synthetic ones, enlarged. Sections: geometry, methods, training, switches, loading,
 sampling, preparation, evaluation, start-up.
 """
 
@@ -119,9 +119,12 @@ def geometry(quick: bool, device: str) -> dict[str, Any]:
             }
             for tensor in (image, texture, grid):
                 tensor.requires_grad_(False)
-        loop = take_turns({"loop": lambda i=image, p=points, t=texture: slow_wear(i[:2], p[:2], t[:2])}, 1)["loop"][0]
-        ours = take_turns({"wear": lambda i=image, p=points, t=texture: masking.wear(i, p, t)}, rounds)["wear"]
-        result[f"{size} px, speed-up over a loop of scikit-image"] = round(loop / 2 * batch / float(np.median(ours)), 1)
+        slow: Contestants = {
+            "loop": lambda i=image, p=points, t=texture: slow_wear(i[:2], p[:2], t[:2]),
+            "wear": lambda i=image, p=points, t=texture: masking.wear(i, p, t),
+        }
+        faster = ratio(take_turns(slow, rounds), "loop", "wear") * batch / 2
+        result[f"{size} px, speed-up over a loop of scikit-image"] = round(faster, 1)
     result["memory allocated by wear, 160 px, MB per face"] = memory(device, quick)
     return result
 
