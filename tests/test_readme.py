@@ -1,7 +1,7 @@
 """Every command that the README names works as it stands there, and takes the options it is shown with.
 
-The Python example is executed in test_package.py. `make` targets are expanded (`make -n`): `make demo` as a whole takes
-minutes. Each command of the map is run, one after the other, on a few photos and for a few steps.
+The Python example is executed in test_package.py. `make demo` as a whole takes minutes: its commands are run one by one
+on a few people and for two steps, and so is each command of the map.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,40 @@ def test_the_commands_run_as_they_stand_there(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{shown}: {done.stdout}{done.stderr}"
         assert (tmp_path / MADE[program]).is_file(), shown
+
+
+@pytest.mark.slow
+def test_the_demo_runs_step_by_step(tmp_path: Path) -> None:
+    """The commands of `make demo`, on a few of the embedded people and for two training steps."""
+    from gan_mask.prepare import Settings, split
+    from gan_mask.templates import TEMPLATE_PEOPLE
+
+    shares, few = Settings(splits=(0.65, 0.1, 0.25)), {"train": 4, "val": 2, "test": 3}
+    with zipfile.ZipFile(tmp_path / "few.zip", "w") as archive:
+        for person in (f"id_{i:04d}" for i in range(1, 201)):
+            part = split(person, shares)
+            if few[part] and person not in TEMPLATE_PEOPLE:
+                few[part] -= 1
+                for view in (1, 2):
+                    archive.writestr(f"synthfaces/{person}/view_{view}.webp", embedded_photo(f"{person}/view_{view}"))
+    told = subprocess.run(
+        ["make", "-n", "demo", f"VENV={sys.prefix}", f"DEMO={tmp_path}/demo"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = told.stdout.replace("\\\n", " ").splitlines()
+    steps = [line for line in lines if line.startswith(f"{sys.prefix}/bin/") and "/pip " not in line]
+    assert len(steps) == 5
+    more = {
+        "train.py": SMALL["train.py"][1], "gan_mask.evaluation": SMALL["gan_mask.evaluation"][1],
+    }  # fmt: skip
+    for step in steps:
+        command = step.replace(" synthetic ", f" {tmp_path / 'few.zip'} ").split()
+        command += next((options for name, options in more.items() if name in step), "").split()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
+    assert (tmp_path / "demo" / "masked" / "overview.png").is_file()
+    assert "joint success" in done.stdout  # the demo ends with the rates
 
 
 def test_all_commands_are_in_the_map() -> None:
