@@ -63,7 +63,10 @@ SMALL = {
     ),
     "sample.py": ("photos masked", "--largest --checkpoint run"),
     "gan_mask.evaluation": ("set run report", "--probes 2 --stored-thresholds"),
-    "gan_mask.harden": ("set hardened", "--against dm --rounds 1 --steps 2 --batch_size 4 --pool 4 --workers 0"),
+    "gan_mask.harden": (
+        "set run hardened",
+        "--against generator --rounds 1 --steps 2 --batch_size 4 --pool 4 --workers 0",
+    ),
 }
 MADE = {
     "data_prep/prepare.py": "set/meta.json", "gan_mask.shards": "shards/shards.json",
