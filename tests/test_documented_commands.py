@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import create_autospec
 
 import dlib
 import pytest
@@ -31,6 +32,7 @@ from test_pretrained import tiny_classifier
 
 README = REPOSITORY / "README.md"
 PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCKERFILE = REPOSITORY / "Dockerfile"
 
 # What our programs cannot do without; for commands that leave it out ("sample.py --show").
 NEEDED = {
@@ -67,7 +69,14 @@ SMALL = {
 # Left out when a command is run: they need AlexNet's weights, and photos named as in LFW.
 LEFT_OUT = {"--naturalness": 0, "--pairs": 1}
 # Placeholders that stand for something else than a file.
-VALUES = {"NAME": "mf2m", "RANK": "0", "GPUS": "2", "ADDRESS": "127.0.0.1", "FILE...": "FILE"}
+VALUES = {
+    "NAME": "mf2m",
+    "~/scikit_learn_data/lfw_home/lfw_funneled": "SRC",
+    "RANK": "0",
+    "GPUS": "2",
+    "ADDRESS": "127.0.0.1",
+    "FILE...": "FILE",
+}
 DLIB_PREDICTOR = dlib.shape_predictor
 OTHERS = {"curl", "export"}  # programs of others, shown without anything of ours
 
@@ -104,7 +113,14 @@ def commands_of(page: Path) -> Iterator[Shown]:
             yield Shown(page.name, " ".join(words), False)
 
 
-SHOWN = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
+def commands_of_the_dockerfile() -> Iterator[Shown]:
+    """What its comment starts in the container."""
+    comment = " ".join(re.findall(r"^#(.*)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE))
+    for command in re.findall(r"accelerate launch [^.]*\.py[^;]*?--out \S+", comment.replace("\\", "")):
+        yield Shown(DOCKERFILE.name, " ".join(command.split()), True)
+
+
+SHOWN = list(dict.fromkeys([*(c for page in PAGES for c in commands_of(page)), *commands_of_the_dockerfile()]))
 
 
 def take_apart(command: Shown) -> tuple[str, list[str]]:
@@ -192,6 +208,11 @@ def test_it_takes_its_options(command: Shown, monkeypatch: pytest.MonkeyPatch) -
     program, arguments = take_apart(command)
     if program in NEEDED:
         parse(program, arguments, monkeypatch)
+    elif program == "-c":
+        import sklearn.datasets
+
+        monkeypatch.setattr(sklearn.datasets, "fetch_lfw_people", create_autospec(sklearn.datasets.fetch_lfw_people))
+        exec(arguments[0], {})
     elif program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=REPOSITORY, check=True, capture_output=True)
     elif program == "tensorboard":
@@ -291,7 +312,9 @@ def is_run(command: Shown) -> bool:
     """Whether its program is quick, and it says what to start it with. The README's are run by test_readme.py."""
     words = command.text.split()
     program = next((word for word in words if word in NEEDED), "")
-    return program in SMALL and words[-1] not in (program, "--help") and command.page != README.name
+    return (
+        program in SMALL and words[-1] not in (program, "--help") and command.page not in (README.name, DOCKERFILE.name)
+    )
 
 
 def output_of(program: str, arguments: list[str]) -> Path | None:
