@@ -57,5 +57,34 @@ def test_the_picture_of_the_geometry_can_be_drawn_anew(tmp_path: Path) -> None:
 
 def test_the_citation_names_this_version_and_the_paper() -> None:
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert citation["version"] == gan_mask.__version__
+    assert f"version = {{{gan_mask.__version__}}}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert re.search(
+        rf"^## {re.escape(gan_mask.__version__)}\b", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
     assert citation["references"][0]["url"].endswith("2201.06427")
+
+
+def test_workflows_run_targets_that_exist() -> None:
+    for path in (REPOSITORY / ".github" / "workflows").glob("*.yml"):
+        workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", True, "jobs"} <= workflow.keys()  # YAML 1.1 takes the word `on` for True
+        for job in workflow["jobs"].values():
+            assert job["runs-on"] and job["timeout-minutes"]
+            for step in job["steps"]:
+                assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "a/b@v1")), step
+                if command := step.get("run"):
+                    subprocess.run([*command.split(), "-n"], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+def test_issue_templates_have_what_github_asks_for() -> None:
+    for path in (REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.md"):
+        _, head, body = path.read_text(encoding="utf-8").split("---\n", 2)
+        assert yaml.safe_load(head).keys() >= {"name", "about"} and body.strip(), path
+
+
+def test_no_photos_or_weights_get_into_an_image_or_a_commit() -> None:
+    for name in (".dockerignore", ".gitignore"):
+        kept_out = {line.strip("/") for line in (REPOSITORY / name).read_text().splitlines()}
+        assert {"data", "runs", "weights", "demo"} <= kept_out, name
