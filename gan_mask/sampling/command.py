@@ -7,8 +7,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gan_mask
 from gan_mask import attacks, commands, files, sampling
@@ -20,7 +21,9 @@ from gan_mask.sampling.folder import Journal, check_folders, find_photos
 from gan_mask.sampling.output import print_summary, write_gallery, write_overview, write_table
 from gan_mask.sampling.sampler import Photo, Row, Sampler, checkpoint_of, load
 
-BATCH_PIXELS = 30_000_000  # of photos held in memory at a time (more only if one photo alone is larger)
+T = TypeVar("T")
+
+BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (more only if one photo alone is larger)
 
 
 def sample(args: argparse.Namespace) -> list[Row]:
@@ -40,7 +43,7 @@ def sample(args: argparse.Namespace) -> list[Row]:
         print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
     stems = Counter(os.path.splitext(name)[0] for name in names)
     with commands.Progress(total=len(todo), desc="photos", unit="photo") as bar:
-        for batch, unreadable in batches(sampler, todo):
+        for batch, unreadable in ahead(batches(sampler, todo)):
             rows = process(sampler, batch, stems) if batch else {}
             journal.add(rows | unreadable)
             bar.update(len(rows) + len(unreadable))
@@ -71,6 +74,15 @@ def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[tuple[list[Photo
             batch, unreadable = [], {}
     if batch or unreadable:
         yield batch, unreadable
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each made in a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
