@@ -74,6 +74,27 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(fakes, prepared, tmp_p
 ORIGINAL = loop.scale_learning_rates
 
 
+def test_fine_tuning_begins_with_the_checkpoint(fakes, prepared, tmp_path, capsys):
+    run(prepared, tmp_path / "first", "--steps", "2")
+    run(prepared, tmp_path / "tuned", "--steps", "1", "--start", str(tmp_path / "first"), "--learning_rate", "1e-9")
+    first = load_generator(tmp_path / "first").state_dict()
+    tuned = load_generator(tmp_path / "tuned").state_dict()
+    assert all(torch.allclose(first[key], tuned[key], atol=1e-6) for key in first)
+    arguments = ["--data", str(prepared), "--out", str(tmp_path / "x"), *TINY, "--start", str(tmp_path / "first")]
+    assert "--kernel 5, not 3" in error(capsys, *arguments, "--kernel", "3")
+    assert "no checkpoint here" in error(capsys, *arguments[:-1], str(tmp_path / "nowhere"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_from_before_an_option_existed_goes_on(fakes, prepared, tmp_path):
+    run(prepared, tmp_path / "run", "--steps", "2")
+    path = tmp_path / "run" / "train.json"
+    options = json.loads(path.read_text())
+    del options["start"]
+    path.write_text(json.dumps(options))
+    run(prepared, tmp_path / "run", "--steps", "3")
+
+
 def test_accumulated_micro_batches_equal_one_large_batch(fakes, prepared, tmp_path):
     run(prepared, tmp_path / "large", "--steps", "2", "--batch_size", "8")
     run(prepared, tmp_path / "small", "--steps", "2", "--batch_size", "4", "--accumulate", "2")

@@ -26,7 +26,7 @@ from gan_mask import commands, config, files, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
-from gan_mask.networks import Discriminator, Generator
+from gan_mask.networks import Discriminator, Generator, load_generator
 from gan_mask.shards import ShardSet, open_faces
 from gan_mask.surrogates import load_surrogates
 from gan_mask.training.log import Log
@@ -66,7 +66,6 @@ def train(c: TrainConfig) -> None:
     photos = open_faces(c.data, "train")
     if len(photos) < 2:
         raise GanMaskError(f"{c.data}: {len(photos)} faces in the train split; at least 2 are needed")
-    claim(out, c, accelerator)
 
     # Networks and optimisers
     generator = Generator(
@@ -74,6 +73,8 @@ def train(c: TrainConfig) -> None:
         softness=c.softness, size=photos.size, margin=photos.margin, default_template=first_template(c),
         trained_against=(*c.embedders, *c.detectors),
     )  # fmt: skip
+    if c.start:
+        begin_with(generator, c.start)
     net, ema, discriminator = (
         generator.net,
         Generator(**config.to_dict(generator.config)),
@@ -87,16 +88,19 @@ def train(c: TrainConfig) -> None:
             discriminator.parameters(), c.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.0
         ),
     )
+
+    # Frozen networks and templates; only then the run folder, so that a start that fails leaves none
+    device = accelerator.device
+    surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
+    bank = templates.load_all(c.templates, generator.texture_size).to(device)
+    claim(out, c, accelerator)
+
     net, discriminator, *optimizers = accelerator.prepare(net, discriminator, *optimizers)
     state = State(out, accelerator, net, discriminator, ema, optimizers)
     start = state.load_latest()
 
     atexit.register(end_loaders)
 
-    # Frozen networks, templates, clean embeddings
-    device = accelerator.device
-    surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
-    bank = templates.load_all(c.templates, generator.texture_size).to(device)
     references = [clean_embeddings(e, photos, out, accelerator, c.workers) for e in surrogates.embedders]
     validation = Validation(c, surrogates, bank, device) if accelerator.is_main_process else None
 
@@ -158,7 +162,8 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         path = out / "train.json"
         if path.is_file():
-            before, now = files.read_json(path), config.to_dict(c)
+            # An option that is newer than the run had its default.
+            before, now = config.to_dict(TrainConfig()) | files.read_json(path), config.to_dict(c)
             changed = [k for k in now if k not in RESUMABLE and before.get(k) != now[k]]
             if all(before.get(k) for k in BATCH) and math.prod(before[k] for k in BATCH) == math.prod(
                 now[k] for k in BATCH
@@ -177,6 +182,19 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
         except OSError as error:
             raise GanMaskError(f"--out {out}: cannot write there ({error.strerror})") from error
     accelerator.wait_for_everyone()
+
+
+def begin_with(generator: Generator, checkpoint: str) -> None:
+    """Give the generator the weights of a checkpoint, which must be of the same shape."""
+    earlier = load_generator(checkpoint)
+    differing = [
+        f"--{name} {getattr(earlier.config, name)}, not {getattr(generator.config, name)}"
+        for name in ("widths", "heads", "kernel", "residual_bound")
+        if getattr(earlier.config, name) != getattr(generator.config, name)
+    ]
+    if differing:
+        raise GanMaskError(f"--start {checkpoint}: that generator has {'; '.join(differing)}; give the same")
+    generator.load_state_dict(earlier.state_dict())
 
 
 def clean_embeddings(

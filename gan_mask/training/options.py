@@ -38,7 +38,10 @@ class TrainConfig:
         ("faces",), "mask templates to sample: names, or the groups faces, plain, cloth"
     )
 
-    widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution", group="networks")
+    start: str = option(
+        "", "checkpoint to fine-tune: the generator begins with its weights, not with random ones", group="networks"
+    )
+    widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution")
     heads: Literal["filter", "residual", "both"] = option("both", "what the generator predicts")
     kernel: int = option(5, "side of the filter kernels, texels")
     residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]")
