@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader
 from gan_mask import attacks, augment, files, landmarks, masking, prepare, templates
 from gan_mask.data import EMBEDDED, PreparedSet
 from gan_mask.evaluation import looks
+from gan_mask.evaluation.run import write_pngs
 from gan_mask.faces import FaceFinder, align, read_image, to_8_bit, to_tensors
 from gan_mask.networks import Discriminator, Generator, load_generator
 from gan_mask.sampling import batch as sampling_batch
@@ -428,9 +429,7 @@ def evaluation(quick: bool, device: str) -> dict[str, Any]:
         @torch.no_grad()
         def unit() -> None:
             masked = to_8_bit(masking.wear(crops, points, generator.texture(crops, points, bank), 0.03))
-            for path, picture in zip(paths, masked, strict=True):
-                with files.replacing(path) as temporary:
-                    Image.fromarray(picture).save(temporary, format="PNG")
+            write_pngs(paths, masked)
             images = [read_image(path) for path in paths]
             looks.look(images, {"dlib": s.embedders[0]}, {"classifier": s.detectors[0]}, finder, device)
 

@@ -86,6 +86,15 @@ def test_fine_tuning_begins_with_the_checkpoint(fakes, prepared, tmp_path, capsy
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_killed_between_join_and_clean_up_leaves_nothing(fakes, prepared, tmp_path):
+    run(prepared, tmp_path / "run", "--steps", "1")
+    (joined,) = (tmp_path / "run").glob("clean-*.npy")
+    part = joined.with_name(f"{joined.stem}.part-0-of-1")
+    part.write_bytes(joined.read_bytes())
+    run(prepared, tmp_path / "run", "--steps", "2")
+    assert joined.is_file() and not part.exists()
+
+
 def test_a_run_from_before_an_option_existed_goes_on(fakes, prepared, tmp_path):
     run(prepared, tmp_path / "run", "--steps", "2")
     path = tmp_path / "run" / "train.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,20 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
     cost = {"seconds": np.full(len(index), (time.perf_counter() - started) / len(index))}
     if isinstance(function, attacks.Optimised):
         cost["iterations"] = function.records.pop().iterations.numpy()
-    for path, picture in zip(e.paths(method, rows), pictures, strict=True):
+    write_pngs(e.paths(method, rows), pictures)
+    return cost
+
+
+def write_pngs(paths: Sequence[Path], pictures: Iterable[np.ndarray]) -> None:
+    """uint8 (H, W, 3) each. In threads, so that the disk's answers are waited for together."""
+
+    def write(path: Path, picture: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
-    return cost
+            Image.fromarray(picture).save(temporary, format="PNG", compress_level=1)  # half the time of 6
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, paths, pictures))
 
 
 def collect(e: Experiment) -> tuple[dict[str, Looks], dict[str, dict[str, Looks]], dict[str, dict[str, np.ndarray]]]:

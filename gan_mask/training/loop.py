@@ -215,6 +215,9 @@ def clean_embeddings(
         if accelerator.is_main_process:
             join(parts, path)
         accelerator.wait_for_everyone()
+    if accelerator.is_main_process:  # also those of a run that was killed before, on other numbers of processes
+        for part in path.parent.glob(f"{glob.escape(path.stem)}.part-*"):
+            part.unlink()
     # Mapped: all processes of a machine share the pages. "c": torch wants memory that it may write to.
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
@@ -232,15 +235,13 @@ def embed(embedder: Any, loader: DataLoader[Any], path: Path, accelerator: Accel
 
 
 def join(parts: Sequence[Path], path: Path) -> None:
-    """Several .npy files as one; the parts go, and those of an interrupted run on other numbers of processes."""
+    """Several .npy files as one."""
     arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
     rows, width = sum(map(len, arrays)), arrays[0].shape[1]
     with files.replacing(path) as temporary:
         whole = np.lib.format.open_memmap(temporary, "w+", arrays[0].dtype, (rows, width))
         np.concatenate(arrays, out=whole)
         whole.flush()
-    for part in path.parent.glob(f"{glob.escape(path.stem)}.part-*"):
-        part.unlink()
 
 
 def readable(path: Path, rows: int) -> bool:
