@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -146,6 +147,26 @@ def small_folder(tmp_path: Path, *people: int) -> Path:
 
 
 # ------------------------------------------------------------------------------------------- what comes out
+
+
+def test_the_next_batch_is_read_while_one_is_worked_on():
+    read = []
+
+    def items() -> Iterator[int]:
+        for number in range(1, 4):
+            read.append(number)
+            yield number
+        raise OSError("gone")
+
+    batches = command.ahead(items())
+    assert next(batches) == 1
+    deadline = time.monotonic() + 20
+    while read != [1, 2] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert read == [1, 2]
+    assert [next(batches), next(batches)] == [2, 3]
+    with pytest.raises(OSError, match="gone"):
+        next(batches)
 
 
 def test_every_photo_is_in_the_table_once_and_every_face_of_it(masked: Path) -> None:
