@@ -128,6 +128,12 @@ def test_old_checkpoints_are_removed(fakes, prepared, tmp_path):
     assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-0000006", "step-0000008"]
 
 
+def test_old_checkpoints_that_a_killed_run_left_are_removed(fakes, prepared, tmp_path):
+    run(prepared, tmp_path / "run", "--steps", "6", "--keep", "3")
+    run(prepared, tmp_path / "run", "--steps", "6", "--keep", "2")
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-0000004", "step-0000006"]
+
+
 def error(capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
         training.main(list(arguments))

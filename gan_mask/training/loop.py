@@ -152,6 +152,7 @@ def train(c: TrainConfig) -> None:
             log.close()
             raise SystemExit(stop.goodbye(done))
     log.close()
+    state.remove_old(c.keep)  # a run that was killed while it did so has no more steps to do
     if accelerator.is_main_process:
         print(f"done: {c.steps} steps; the generator is in {out / 'generator'}")
     accelerator.end_training()

@@ -68,8 +68,12 @@ class State:
         shutil.rmtree(final, ignore_errors=True)
         new.rename(final)
         files.sync_directory(self.folder)
-        for old in self._steps()[:-keep]:
-            shutil.rmtree(old)
+        self.remove_old(keep)
+
+    def remove_old(self, keep: int) -> None:
+        if self.accelerator.is_main_process:
+            for old in self._steps()[:-keep]:
+                shutil.rmtree(old)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
