@@ -58,7 +58,7 @@ FAULTS = ("tests/faults/campaign.py", "tests/faults/fuzz.py", "tests/faults/long
 SMALL = {
     "data_prep/prepare.py": "--size 64 --splits 0.5,0.25,0.25 --workers 1",
     "gan_mask.shards": "",
-    "train.py": "--embedders dlib --perceptual 0 --mixed_precision no --widths 8 16 --discriminator_width 8 --steps 1 "
+    "train.py": "--embedders dlib --perceptual 0 --mixed_precision no --discriminator_width 8 --steps 1 "
     "--batch_size 2 --workers 0 --validation_faces 2 --templates face-001",
     "sample.py": "--steps 1 --largest",
     "gan_mask.evaluation": "--probes 2 --steps 1 --changed-probes 1 --stored-thresholds --threshold-faces 2 "
