@@ -17,7 +17,7 @@ from PIL import Image
 from gan_mask import evaluation, masking, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import command, gate, looks, run
+from gan_mask.evaluation import command, gate, groups, looks, run
 from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
@@ -339,6 +339,27 @@ def test_report_follows_from_the_table_of_probes(evaluated):
             if values:
                 assert cell["rate"] == pytest.approx(np.mean(values))
                 assert cell["low"] <= cell["rate"] <= cell["high"]
+
+
+def test_groups_are_parts_of_all_probes(evaluated):
+    """By head pose and by skin tone: each probe is in one group of either, the one that its own row says."""
+    _, report, rows = evaluated
+    everybody = report["groups"]["surrogates"]
+    for column, limits in (("turn_degrees", groups.TURN), ("ita_degrees", groups.TONE)):
+        assert sum(everybody[label]["probes"] for label in limits if label in everybody) == report["probes"]
+        below = -np.inf
+        for label, limit in limits.items():
+            inside = [r for r in rows if below <= float(r[column]) < limit and r["method"] == "dm" and r["mask_logit"]]
+            below = limit
+            if not inside:
+                assert label not in everybody
+                continue
+            group = everybody[label]
+            assert (group["probes"], group["identities"]) == (len(inside), len({r["identity"] for r in inside}))
+            masked = [float(r["mask_logit"]) > 0 for r in inside if r["face_found"] == "1"]
+            assert group["rates"]["dm"]["mask detection fake"]["probes"] == len(masked)
+            if masked:
+                assert group["rates"]["dm"]["mask detection fake"]["rate"] == pytest.approx(np.mean(masked))
 
 
 def settle(report: dict) -> dict:

@@ -81,6 +81,10 @@ def report() -> dict[str, Any]:
         "detectors": {d: {"set": title} for title, (_, d) in sets.items()},
         "rates": {title: {far: table(*pair) for far in ("0.001", "0.01")} for title, pair in sets.items()},
         "transfer": {m: {e: {d: cell(0.4) for _, d in sets.values()} for e, _ in sets.values()} for m in METHODS},
+        "groups": {
+            title: {"30° and more": {"probes": 41, "identities": 17, "rates": table(*networks)}}
+            for title, networks in sets.items()
+        },
         "verification": {e: curves() for e, _ in sets.values()},
         "identification": {
             e: {"distractors": 1000, "gallery": 200, "methods": {m: {"rank-1": cell(0.7)} for m in METHODS}}
@@ -161,7 +165,18 @@ def test_the_page_needs_nothing_else_and_can_be_read_aloud(report: dict[str, Any
 
 def test_figures_with_intervals_thresholds_and_command(report: dict[str, Any], out: Path) -> None:
     text = written(report, out).text
-    for shown in ("93.7", "[88.7, 98.7]", "−3.1", "0.3100", "1,995,352", "refused", "99.38", "12.3", "too few pairs"):
+    for shown in (
+        "93.7",
+        "[88.7, 98.7]",
+        "−3.1",
+        "0.3100",
+        "1,995,352",
+        "refused",
+        "99.38",
+        "12.3",
+        "too few pairs",
+        "41 probes of 17 people",
+    ):
         assert shown in text
     assert "--data '/data/my set' --methods none plain dm mf2m generator --naturalness --out OUT" in text
     assert "--harmonise" not in text
@@ -193,7 +208,17 @@ def test_a_recogniser_that_misses_nobody_has_an_empty_det_plot(report: dict[str,
     assert "DET curves of dlib" in str(written(report, out).tags)
 
 
-PARTS = ["transfer", "verification", "identification", "naturalness", "robustness", "lfw", "notes", "pictures"]
+PARTS = [
+    "groups",
+    "transfer",
+    "verification",
+    "identification",
+    "naturalness",
+    "robustness",
+    "lfw",
+    "notes",
+    "pictures",
+]
 
 
 @pytest.mark.parametrize("part", [*PARTS, "held-out", "all"])

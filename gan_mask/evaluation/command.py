@@ -14,7 +14,7 @@ import gan_mask
 from gan_mask import attacks, commands, files, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import gate, output, page
+from gan_mask.evaluation import gate, groups, output, page
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.protocol import choose_probes
 from gan_mask.evaluation.report import cost_of, report_of
@@ -171,7 +171,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
 
     seen, changed, costs = collect(experiment)
-    report = report_of(args, experiment, sets, calibration, clean, seen, changed)
+    estimated = groups.estimates(photos, probes)
+    report = report_of(args, experiment, sets, calibration, clean, seen, changed, estimated)
     if perceptual:
         from gan_mask.evaluation import naturalness
 
@@ -189,7 +190,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         report["lfw"] = lfw_accuracy(args, embedders)
     report["limits"] = {limit.text: gate.broken(limit, report["rates"], args.far) for limit in limits}
     cost = cost_of(experiment, costs)
-    output.write(experiment, report, cost, seen, clean, changed)
+    output.write(experiment, report, cost, seen, clean, changed, estimated)
     page.write(report, cost, experiment.out)
     return report
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gan_mask import files
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.clean import Clean
@@ -22,10 +24,11 @@ def write(
     looked: Mapping[str, Looks],
     clean: Clean,
     changed: Mapping[str, Mapping[str, Looks]],
+    estimated: Mapping[str, np.ndarray],
 ) -> None:
     files.write_json(e.out / "report.json", report)
     files.write_json(e.out / "cost.json", cost)
-    _write_csv(e.out / "probes.csv", [], _rows(e, looked, clean, len(e.probes.index)))
+    _write_csv(e.out / "probes.csv", [], _rows(e, looked, clean, estimated, len(e.probes.index)))
     curves = [
         {"network": n, "method": m, "far": f, "tar": t}
         for n, methods in report["verification"].items()
@@ -36,14 +39,18 @@ def write(
     if changed:
         by_change = {c: {m: row[c] for m, row in changed.items()} for c in looks.CHANGES}
         rows = [
-            {"change": c, **row} for c, part in by_change.items() for row in _rows(e, part, clean, e.changed_probes)
+            {"change": c, **row}
+            for c, part in by_change.items()
+            for row in _rows(e, part, clean, estimated, e.changed_probes)
         ]
         _write_csv(e.out / "robustness.csv", [], rows)
     with files.replacing(e.out / "strip.png") as temporary:
         strip({name: e.paths(name) for name in e.methods}).save(temporary, format="PNG")
 
 
-def _rows(e: Experiment, looked: Mapping[str, Looks], clean: Clean, count: int) -> list[dict[str, Any]]:
+def _rows(
+    e: Experiment, looked: Mapping[str, Looks], clean: Clean, estimated: Mapping[str, np.ndarray], count: int
+) -> list[dict[str, Any]]:
     """Tidy: one row per probe, method and network."""
     rows = []
     mates = {name: vectors[:count] for name, vectors in clean.mates.items()}
@@ -54,6 +61,7 @@ def _rows(e: Experiment, looked: Mapping[str, Looks], clean: Clean, count: int) 
                 "probe": e.photos.source(int(e.probes.index[i])),
                 "mate": e.photos.source(int(e.probes.mate[i])),
                 "identity": e.photos.person(int(e.probes.index[i])),
+                **{column: f"{values[i]:.3f}" for column, values in estimated.items()},
                 "method": method,
                 "face_found": int(s.found[i]),
                 "face_found_dlib": int(s.found_dlib[i]),

@@ -24,6 +24,13 @@ class Seen:
     mask_logit: Mapping[str, np.ndarray]  # detector -> (P,)
     face_logit: Mapping[str, np.ndarray]
 
+    def rows(self, chosen: np.ndarray) -> Seen:
+        """The probes at which `chosen` (P,) is true."""
+        parts = (
+            {name: v[chosen] for name, v in m.items()} for m in (self.similarity, self.mask_logit, self.face_logit)
+        )
+        return Seen(self.found[chosen], self.found_dlib[chosen], *parts)
+
 
 def seen_of(looks: Looks, mates: Mapping[str, np.ndarray]) -> Seen:
     return Seen(looks.found, looks.found_dlib, looks.similarity(mates), looks.mask_logit, looks.face_logit)

@@ -14,7 +14,7 @@ import torch
 
 import gan_mask
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import identification, rates, verification
+from gan_mask.evaluation import groups, identification, rates, verification
 from gan_mask.evaluation.clean import Clean
 from gan_mask.evaluation.intervals import Cell, interval, of_statistic
 from gan_mask.evaluation.looks import Looks
@@ -33,6 +33,7 @@ def report_of(
     clean: Clean,
     looked: Mapping[str, Looks],
     changed: Mapping[str, Mapping[str, Looks]],
+    estimated: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """All figures that depend on data, options and seed alone: the same again in a second run."""
     people = e.probes.identity
@@ -65,6 +66,9 @@ def report_of(
             for title, networks in sets.items()
         },
         "transfer": rates.transfer(seen, headline, sets, people),
+        "groups": {
+            title: groups.table(seen, headline, networks, people, estimated) for title, networks in sets.items()
+        },
         "verification": {},
         "identification": {},
     }
