@@ -80,6 +80,9 @@ def test_fine_tuning_begins_with_the_checkpoint(fakes, prepared, tmp_path, capsy
     first = load_generator(tmp_path / "first").state_dict()
     tuned = load_generator(tmp_path / "tuned").state_dict()
     assert all(torch.allclose(first[key], tuned[key], atol=1e-6) for key in first)
+    start = (tmp_path / "first").rename(tmp_path / "away")  # what is resumed has its own weights
+    run(prepared, tmp_path / "tuned", "--steps", "2", "--start", str(tmp_path / "first"), "--learning_rate", "1e-9")
+    start.rename(tmp_path / "first")
     arguments = ["--data", str(prepared), "--out", str(tmp_path / "x"), *TINY, "--start", str(tmp_path / "first")]
     assert "--kernel 5, not 3" in error(capsys, *arguments, "--kernel", "3")
     assert "no checkpoint here" in error(capsys, *arguments[:-1], str(tmp_path / "nowhere"))

@@ -32,7 +32,7 @@ from gan_mask.surrogates import load_surrogates
 from gan_mask.training.log import Log
 from gan_mask.training.options import BATCH, GENERATOR_NOISE, RESUMABLE, TrainConfig, check, first_template
 from gan_mask.training.schedule import Schedule
-from gan_mask.training.state import State
+from gan_mask.training.state import State, has_checkpoint
 from gan_mask.training.step import Game, Scene
 from gan_mask.training.validation import Validation
 
@@ -73,7 +73,7 @@ def train(c: TrainConfig) -> None:
         softness=c.softness, size=photos.size, margin=photos.margin, default_template=first_template(c),
         trained_against=(*c.embedders, *c.detectors),
     )  # fmt: skip
-    if c.start:
+    if c.start and not has_checkpoint(out):
         begin_with(generator, c.start)
     net, ema, discriminator = (
         generator.net,
@@ -165,13 +165,11 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
         if path.is_file():
             # An option that is newer than the run had its default.
             before, now = config.to_dict(TrainConfig()) | files.read_json(path), config.to_dict(c)
-            changed = [k for k in now if k not in RESUMABLE and before.get(k) != now[k]]
-            if all(before.get(k) for k in BATCH) and math.prod(before[k] for k in BATCH) == math.prod(
-                now[k] for k in BATCH
-            ):
+            changed = [k for k in now if k not in RESUMABLE and before[k] != now[k]]
+            if math.prod(before[k] for k in BATCH) == math.prod(now[k] for k in BATCH):
                 changed = [k for k in changed if k not in BATCH]
             if changed:
-                differences = ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed)
+                differences = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed)
                 raise GanMaskError(
                     f"{out} holds a run with other options ({differences}); "
                     "give another --out, or the same options to resume"

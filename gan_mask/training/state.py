@@ -17,6 +17,13 @@ from gan_mask import config, files
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import Generator, read_safetensors
 
+FOLDER, STEPS = "checkpoints", "step-*"
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a run in this folder has something to resume."""
+    return any((out / FOLDER).glob(STEPS))
+
 
 class State:
     """Everything a run needs to go on exactly: networks, their average, optimisers, loss scaler, step.
@@ -34,7 +41,7 @@ class State:
         ema: Generator,
         optimizers: Sequence[Any],
     ) -> None:
-        self.folder, self.generator_folder, self.accelerator = out / "checkpoints", out / "generator", accelerator
+        self.folder, self.generator_folder, self.accelerator = out / FOLDER, out / "generator", accelerator
         self.modules = {"net": accelerator.unwrap_model(net), "discriminator": accelerator.unwrap_model(discriminator)}
         self.ema, self.optimizers = ema, dict(zip(("g", "d"), optimizers, strict=True))
 
@@ -76,7 +83,7 @@ class State:
                 shutil.rmtree(old)
 
     def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+        return sorted(self.folder.glob(STEPS)) if self.folder.is_dir() else []
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"ema.{k}": v for k, v in self.ema.net.state_dict().items()}
