@@ -415,7 +415,7 @@ def evaluation(quick: bool, device: str) -> dict[str, Any]:
     count = 3 if quick else 16
     finder, hog = FaceFinder(device), dlib.get_frontal_face_detector()
     s = load_surrogates(["dlib"], ["classifier"], 1e-3, device)
-    generator = load_generator(templates.ASSETS / "generator", device)
+    generator = load_generator(device=device)
     bank = templates.load_all(["face-001"]).expand(count, -1, -1, -1).to(device)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), count, 320)

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gan_mask import attacks, load_generator, templates
 from gan_mask.faces import FaceFinder, align, read_image
+from gan_mask.networks import SHIPPED
 from gan_mask.sampling.sampler import wear_on_photo
 from gan_mask.surrogates import load_surrogates
 
@@ -28,7 +29,7 @@ TITLES = {"none": "unmasked", "plain": "plain mask", "dm": "DM", "advnoise-dm": 
     "generator": "generator"}  # fmt: skip
 
 
-def main(checkpoint: str = "checkpoints/synthfaces") -> None:
+def main(checkpoint: str | Path = SHIPPED) -> None:
     generator = load_generator(checkpoint)
     surrogates = load_surrogates(["dlib"], ["classifier"], far=1e-3)
     archive = zipfile.ZipFile(templates.ASSETS / "synthfaces.zip")

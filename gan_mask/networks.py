@@ -18,6 +18,8 @@ from gan_mask.config import from_values
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json
 
+SHIPPED = Path(__file__).parent / "assets" / "lfw160"  # the default generator; its card: checkpoints/lfw160
+
 
 @dataclass
 class GeneratorConfig:
@@ -195,10 +197,11 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
     return config
 
 
-def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
+def load_generator(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Generator:
     """The generator in folder `path` (config.json + model.safetensors), frozen and in eval mode.
 
-    A run folder of train.py works too: its latest checkpoint is taken. Raises GanMaskError, naming
+    By default the one that comes with the package. A run folder of train.py works too: its latest checkpoint is
+    taken. Raises GanMaskError, naming
     the file, when something is missing, damaged, or does not fit together.
     """
     folder = _checkpoint_folder(Path(path))

@@ -8,7 +8,7 @@ from gan_mask.pretrained import load_detector, load_embedder, load_perceptual
 
 
 def masked_faces(faces: Tensor, landmarks: Tensor, templates: Tensor) -> None:
-    generator = load_generator("checkpoints/synthfaces")
+    generator = load_generator()
     assert_type(generator, Generator)
     assert_type(generator(faces, landmarks), Tensor)
     assert_type(generator(faces, landmarks, templates, seed=1), Tensor)

@@ -98,6 +98,19 @@ def test_a_run_killed_between_join_and_clean_up_leaves_nothing(fakes, prepared, 
     assert joined.is_file() and not part.exists()
 
 
+def test_a_compiled_run_goes_on_without_the_compiler(fakes, prepared, tmp_path, monkeypatch):
+    """accelerate launch --dynamo_backend; "eager" records the graph and compiles nothing."""
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+        run(prepared, tmp_path / "compiled", "--steps", "2")
+    run(prepared, tmp_path / "compiled", "--steps", "3")
+    run(prepared, tmp_path / "plain", "--steps", "3")
+    compiled, plain = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
+    assert compiled.keys() == plain.keys()
+    networks = [key for key in plain if not key.startswith("optimizer.")]
+    assert all(torch.allclose(compiled[key], plain[key], atol=2e-3) for key in networks)  # Adam magnifies rounding
+
+
 def test_a_run_from_before_an_option_existed_goes_on(fakes, prepared, tmp_path):
     run(prepared, tmp_path / "run", "--steps", "2")
     path = tmp_path / "run" / "train.json"

@@ -18,11 +18,10 @@ from gan_mask import attacks, masking, pretrained, templates
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, align, read_image, to_8_bit, to_tensors
 from gan_mask.landmarks import FRAMING
-from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.networks import SHIPPED, Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.protocol import Detector, Embedder
 from gan_mask.surrogates import Surrogates
 
-DEFAULT_CHECKPOINT = templates.ASSETS / "generator"  # in the package; its card: checkpoints/synthfaces
 FAR = 1e-3  # false-accept rate of the thresholds
 
 Row = dict[str, Any]
@@ -168,9 +167,4 @@ def method_of(args: argparse.Namespace, generator: Generator | None, surrogates:
 
 
 def checkpoint_of(args: argparse.Namespace) -> Path:
-    """--checkpoint, or the shipped default, which lies in the checkout and not in an installed package."""
-    if args.checkpoint:
-        return Path(args.checkpoint)
-    if not DEFAULT_CHECKPOINT.is_dir():
-        raise GanMaskError(f"--checkpoint is needed for --method generator: {DEFAULT_CHECKPOINT} is not there")
-    return DEFAULT_CHECKPOINT
+    return Path(args.checkpoint or SHIPPED)

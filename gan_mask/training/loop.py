@@ -95,8 +95,9 @@ def train(c: TrainConfig) -> None:
     bank = templates.load_all(c.templates, generator.texture_size).to(device)
     claim(out, c, accelerator)
 
+    bare = {"net": net, "discriminator": discriminator}  # without what accelerate wraps around them: torch.compile, DDP
     net, discriminator, *optimizers = accelerator.prepare(net, discriminator, *optimizers)
-    state = State(out, accelerator, net, discriminator, ema, optimizers)
+    state = State(out, accelerator, bare, ema, optimizers)
     start = state.load_latest()
 
     atexit.register(end_loaders)
@@ -135,7 +136,7 @@ def train(c: TrainConfig) -> None:
                         parameters = [*alone.net.parameters(), *alone.judge.parameters()]
                         alone.play(batch, step, micro, partial(name_the_culprit, parameters=parameters))
                         raise not_finite("a gradient") from None
-        update_average(ema.net, accelerator.unwrap_model(net), min(c.ema, (1 + step) / (10 + step)))
+        update_average(ema.net, bare["net"], min(c.ema, (1 + step) / (10 + step)))
 
         done = step + 1
         log.step(done, terms, scene, norms)

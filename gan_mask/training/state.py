@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,13 @@ class State:
         self,
         out: Path,
         accelerator: Accelerator,
-        net: nn.Module,
-        discriminator: nn.Module,
+        modules: Mapping[str, nn.Module],
         ema: Generator,
         optimizers: Sequence[Any],
     ) -> None:
         self.folder, self.generator_folder, self.accelerator = out / FOLDER, out / "generator", accelerator
-        self.modules = {"net": accelerator.unwrap_model(net), "discriminator": accelerator.unwrap_model(discriminator)}
-        self.ema, self.optimizers = ema, dict(zip(("g", "d"), optimizers, strict=True))
+        self.modules, self.ema = modules, ema
+        self.optimizers = dict(zip(("g", "d"), optimizers, strict=True))
 
     def save(self, step: int, keep: int) -> None:
         self.accelerator.wait_for_everyone()
