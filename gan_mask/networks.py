@@ -169,6 +169,7 @@ class Discriminator(nn.Module):
             layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code has no second derivatives
     def forward(self, faces: Tensor) -> Tensor:
         with torch.autocast(faces.device.type, enabled=False):
             return self.net(faces.float() * 2 - 1).flatten(1).mean(1)

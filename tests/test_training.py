@@ -99,12 +99,13 @@ def test_a_run_killed_between_join_and_clean_up_leaves_nothing(fakes, prepared, 
 
 
 def test_a_compiled_run_goes_on_without_the_compiler(fakes, prepared, tmp_path, monkeypatch):
-    """accelerate launch --dynamo_backend; "eager" records the graph and compiles nothing."""
+    """accelerate launch --dynamo_backend; this one has all of torch.compile but the C++ compiler."""
+    options = ["--r1_every", "1"]  # R1 differentiates twice
     with monkeypatch.context() as patch:
-        patch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
-        run(prepared, tmp_path / "compiled", "--steps", "2")
-    run(prepared, tmp_path / "compiled", "--steps", "3")
-    run(prepared, tmp_path / "plain", "--steps", "3")
+        patch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+        run(prepared, tmp_path / "compiled", "--steps", "2", *options)
+    run(prepared, tmp_path / "compiled", "--steps", "3", *options)
+    run(prepared, tmp_path / "plain", "--steps", "3", *options)
     compiled, plain = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
     assert compiled.keys() == plain.keys()
     networks = [key for key in plain if not key.startswith("optimizer.")]
