@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,6 +20,15 @@ import gan_mask
 from gan_mask.errors import GanMaskError
 
 LOG_SECONDS = 30.0  # between the lines of a progress bar that goes to a file
+
+
+def forget_old_shapes() -> None:
+    """Keep memory constant where pictures of ever new sizes go through the networks; call it before the first one.
+
+    On CPUs torch keeps the kernels that oneDNN made for each shape of a layer's input, half a megabyte each and
+    1,024 of them by default. Face detection has new shapes with every photo.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 class Messages:

@@ -448,6 +448,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parse_args(argv))
     src, dst, workers, device = (args.pop(name) for name in ("src", "dst", "workers", "device"))
     started = time.monotonic()
+    commands.forget_old_shapes()
     with commands.ending(f"run the same command again to continue {dst}"):
         summary = prepare(src, dst, Settings(**args), workers, device)
     for name, part in summary["splits"].items():

@@ -146,5 +146,6 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
+    commands.forget_old_shapes()
     with commands.ending():
         sample(args)
