@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gan_mask.errors import GanMaskError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -96,3 +99,16 @@ def digest(text: str) -> str:
 def safe_name(text: str) -> str:
     """`text` as part of a file name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file; raises GanMaskError that names it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise GanMaskError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise GanMaskError(f"{path}: damaged or not a safetensors file ({error})") from error

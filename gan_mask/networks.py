@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gan_mask import masking
+from gan_mask import likeness, masking
 from gan_mask.config import from_values
 from gan_mask.errors import GanMaskError
-from gan_mask.files import read_json
+from gan_mask.files import read_json, read_safetensors
 
 SHIPPED = Path(__file__).parent / "assets" / "lfw160"  # the default generator; its card: checkpoints/lfw160
 
@@ -30,10 +28,11 @@ class GeneratorConfig:
     heads: Literal["filter", "residual", "both"] = "both"
     kernel: int = 5  # K of the K x K filter, odd
     residual_bound: float = 0.12  # largest change of a texel by the residual head, in [0, 1] units
-    softness: float = 0.03  # fade at the mask's edge, fraction of the mask's width
+    placement: masking.PlacementName = "paper"  # how its masks are worn: masking.put_on
+    softness: float = 0.03  # fade at the mask's edge, fraction of the mask's width; of placement "paper" only
     size: int = 160  # pixels: side of the crops it was trained on
     margin: float = 0.375  # framing of those crops, see landmarks.frame
-    default_template: str = "face-001"
+    default_template: str = "face-001"  # or "match": the shipped face that suits each wearer best
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
 
 
@@ -133,22 +132,29 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         """Mask textures (B, 3, h, w) in [0, 1] for faces (B, 3, H, W) in [0, 1] with landmarks (B, 68, 2) px.
 
         templates: textures (B or 1, 3, h, w) of the faces printed on the masks; by default the
-        shipped template that the configuration names.
+        shipped one that the configuration names. With seamless placement they are adapted to the wearers first.
         """
         if templates is None:
-            from gan_mask.templates import load  # reads the embedded images, which training does not need
-
-            templates = load(self.config.default_template, self.texture_size)[None]
+            templates = self._default_templates(faces, landmarks)
         templates = templates.to(faces).expand(len(faces), -1, -1, -1)
         if tuple(templates.shape[2:]) != self.texture_size:
             raise GanMaskError(f"templates are {tuple(templates.shape[2:])}, the generator takes {self.texture_size}")
-        face_texture = masking.unwrap(faces, landmarks, self.texture_size)
-        return self.net(face_texture, templates, self.noise(len(faces), seed))
+        own = masking.unwrap(faces, landmarks, self.texture_size)
+        if self.config.placement == "seamless":
+            templates = likeness.adapt(templates, own)
+        return self.net(own, templates, self.noise(len(faces), seed))
 
     def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
         """Masked faces (B, 3, H, W) in [0, 1]; arguments as in `texture`."""
         texture = self.texture(faces, landmarks, templates, seed)
-        return masking.wear(faces, landmarks, texture, self.config.softness)
+        return masking.put_on(faces, landmarks, texture, self.config.placement, self.config.softness)
+
+    def _default_templates(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        from gan_mask import templates  # reads the embedded images, which training does not need
+
+        name = self.config.default_template
+        names = templates.best(faces, landmarks) if name == "match" else [name]
+        return templates.load_all(names, self.texture_size)
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own is untyped
@@ -231,12 +237,3 @@ def _checkpoint_folder(path: Path) -> Path:
     known = sorted(p.parent.name for p in shipped.glob("*/config.json")) if shipped.is_dir() else []
     hint = f"; shipped: {', '.join(f'checkpoints/{k}' for k in known)}" if known else ""
     raise GanMaskError(f"{path}: no checkpoint here (expected config.json and model.safetensors){hint}")
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise GanMaskError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise GanMaskError(f"{path}: damaged or not a safetensors file ({error})") from error

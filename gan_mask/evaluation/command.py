@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gan_mask
-from gan_mask import attacks, commands, files, pretrained, templates
+from gan_mask import attacks, commands, files, masking, pretrained, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import gate, groups, output, page
@@ -24,7 +25,7 @@ from gan_mask.networks import Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.surrogates import Surrogates
 
-DEFAULT_METHODS = ["none", "plain", "dm", "generator"]
+DEFAULT_METHODS = ["none", "plain", "dm", "dm-seamless", "generator"]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -40,7 +41,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--methods", nargs="+", default=DEFAULT_METHODS, help=f"of {known} (default: all but the optimised)")
     add("--checkpoint", help="generator: a folder with config.json and model.safetensors, or a run folder of train.py "
         "(no default; only --methods generator needs it)")  # fmt: skip
-    add("--templates", nargs="+", default=["faces"], help="template names, photos or groups (default: faces)")
+    add("--templates", nargs="+", default=["match"], help="template names, photos or groups, worn in turn; or match: "
+        "for each probe the shipped face that suits it best (default: match)")  # fmt: skip
+    add("--placement", default="seamless", choices=masking.PLACEMENTS, help="how optimised masks are worn; "
+        "dm is the paper's, dm-seamless seamless, and a generator has its own (default: seamless)")  # fmt: skip
     add("--harmonise", action="store_true", help="give templates the colours of the wearer's lower face first")
     add("--probes", type=int, default=500, help="most probes (default: 500)")
     add("--seed", type=int, default=0, help="of every random choice (default: 0)")
@@ -143,7 +147,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
     perceptual = pretrained.load_perceptual(device=device) if args.naturalness else None
-    bank = templates.load_all(args.templates, (config.texture_height, config.texture_width))
+    texture_size = (config.texture_height, config.texture_width)
+    bank = None if args.templates == ["match"] else templates.load_all(args.templates, texture_size)
 
     with state.main_process_first():  # the others find the embeddings in the cache
         clean = Clean(args, photos, probes, embedders)
@@ -156,9 +161,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     )
     options = attacks.options_of(args, config.softness)
     names = list(dict.fromkeys(["none", *args.methods]))
-    methods = {name: attacks.method(name, generator, surrogates, options) for name in names}
+    methods = {
+        name: attacks.method(
+            name, generator, surrogates, replace(options, placement="paper") if name == "dm" else options
+        )
+        for name in names
+    }
     experiment = Experiment(
-        Path(args.out), photos, probes, methods, bank, args.harmonise, config.softness, embedders, detectors,
+        Path(args.out), photos, probes, methods, bank, texture_size, args.harmonise, embedders, detectors,
         min(args.changed_probes, len(probes.index)), FaceFinder(device), device,
     )  # fmt: skip
     settings = settings_of(args, config, [*embedders.items(), *detectors.items()])
@@ -203,6 +213,7 @@ def settings_of(
     values = {k: v for k, v in vars(args).items() if k not in free}
     values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
     values |= {"softness": config.softness, "texture": [config.texture_height, config.texture_width]}
+    values |= {"generator_placement": config.placement}
     if args.checkpoint:
         values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
     values["networks"] = [fingerprint(name, network) for name, network in networks]

@@ -11,7 +11,7 @@ from gan_mask.evaluation.intervals import Cell, interval
 from gan_mask.evaluation.looks import Looks
 
 Sets = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # title -> embedders, detectors
-BASELINES = ("plain", "dm")  # benign: what a mask does without being made against anybody
+BASELINES = ("plain", "dm", "dm-seamless")  # benign: what a mask does without being made against anybody
 
 
 @dataclass

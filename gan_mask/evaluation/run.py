@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import attacks, files, masking, templates
+from gan_mask import attacks, files, templates
 from gan_mask.commands import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
@@ -36,9 +36,9 @@ class Experiment:
     photos: PreparedSet
     probes: Probes
     methods: dict[str, attacks.Method]
-    bank: Tensor  # (N, 3, h, w): probe i wears template i mod N
+    bank: Tensor | None  # (N, 3, h, w): probe i wears template i mod N; None: the one that suits it best
+    texture_size: tuple[int, int]
     harmonise: bool
-    softness: float
     embedders: dict[str, Embedder]
     detectors: dict[str, Detector]
     changed_probes: int  # the first so many probes are looked at under every change, too
@@ -53,6 +53,12 @@ class Experiment:
     def paths(self, method: str, rows: slice | None = None) -> list[Path]:
         rows = rows or slice(0, len(self.probes.index))
         return [self.out / "faces" / method / f"{i:05d}.png" for i in range(rows.start, rows.stop)]
+
+    def template(self, faces: Tensor, landmarks: Tensor, rows: slice) -> Tensor:
+        """Of the probes `rows`, which are `faces`: (B, 3, h, w)."""
+        if self.bank is None:
+            return templates.load_all(templates.best(faces, landmarks), self.texture_size)
+        return self.bank[torch.arange(rows.start, rows.stop) % len(self.bank)]
 
     def kept(self, method: str, rows: slice) -> Path:
         return self.out / "cache" / method / f"{rows.start:05d}.npz"
@@ -107,17 +113,16 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
     index = e.probes.index[rows]
     ((face, landmarks),) = batches(e.photos, index, len(index))
     face, landmarks = face.to(e.device), landmarks.to(e.device)
-    template = e.bank[torch.arange(rows.start, rows.stop) % len(e.bank)].to(e.device)
+    template = e.template(face, landmarks, rows).to(e.device)
     if e.harmonise:
         template = templates.harmonise(template, face, landmarks)
     function = e.methods[method]
     started = time.perf_counter()
-    texture = function(face, landmarks, template)
-    masked = face if texture is None else masking.wear(face, landmarks, texture, e.softness)
+    masked = function.wear(face, landmarks, function(face, landmarks, template))
     pictures = to_8_bit(masked)  # waits for the GPU, too
     cost = {"seconds": np.full(len(index), (time.perf_counter() - started) / len(index))}
-    if isinstance(function, attacks.Optimised):
-        cost["iterations"] = function.records.pop().iterations.numpy()
+    if (record := function.record()) is not None:
+        cost["iterations"] = record.iterations.numpy()
     write_pngs(e.paths(method, rows), pictures)
     return cost
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gan_mask import weights
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import read_safetensors
+from gan_mask.files import read_safetensors
 from gan_mask.pretrained.protocol import Frozen
 
 TRUNK = "alexnet_features.safetensors"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gan_mask
-from gan_mask import attacks, commands, files, sampling
+from gan_mask import attacks, commands, files, masking, sampling
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage
 from gan_mask.pretrained.protocol import fingerprint
@@ -93,7 +93,7 @@ def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
         folder = checkpoint_of(args)
         values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
     values["networks"] = [fingerprint(n, net) for n, net in (*sampler.embedders.items(), *sampler.detectors.items())]
-    if args.template and Path(args.template).is_file():
+    if Path(args.template).is_file():
         values["template_file"] = files.sha256(args.template)
     return values
 
@@ -117,12 +117,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--method",
         default="generator",
-        choices=[m for m in attacks.METHODS if m != "none"],
+        choices=[m for m in attacks.METHODS if m not in ("none", "dm-seamless")],  # dm is seamless by --placement
         help="what makes the masks (default: generator)",
     )
     add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
-    add("--template", help="what the mask shows: a shipped template, a face photo, 'random', or 'match': for each face "
-        "the shipped one nearest in skin tone and pose (default: the checkpoint's)")  # fmt: skip
+    add("--template", default="match", help="what the mask shows: a shipped template, a face photo, 'random', or 'match': "
+        "for each face the shipped one nearest in pose, expression and skin (default: match)")  # fmt: skip
+    add("--placement", default="seamless", choices=masking.PLACEMENTS, help="'seamless' clones the mask into the "
+        "face, 'paper' lays it over; a generator has the one that it was trained with (default: seamless)")  # fmt: skip
     add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
     add("--seed", type=int, default=0, help="of the methods' randomness and of random templates (default: 0)")
 

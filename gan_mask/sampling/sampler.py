@@ -6,7 +6,6 @@ import argparse
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from gan_mask import attacks, masking, pretrained, templates
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import Face, FaceFinder, align, read_image, to_8_bit, to_tensors
+from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
 from gan_mask.landmarks import FRAMING
-from gan_mask.networks import SHIPPED, Generator, GeneratorConfig, load_generator
+from gan_mask.networks import SHIPPED, GeneratorConfig, load_generator
+from gan_mask.photos import wear_on_photo
 from gan_mask.pretrained.protocol import Detector, Embedder
 from gan_mask.surrogates import Surrogates
 
@@ -91,11 +91,12 @@ class Sampler:
                 bank = templates.harmonise(bank, crops, landmarks)
             textures = self.method(crops, landmarks, bank)
             assert textures is not None  # only the method 'none' wears nothing
-            for (photo, index), name, texture in zip(part, names, textures, strict=True):
+            own = masking.unwrap(crops, landmarks, size)
+            for (photo, index), name, texture, beneath in zip(part, names, textures, own, strict=True):
                 photo.worn[index] = {"template": name}
-                wear_on_photo(photo.image, photo.faces[index].landmarks, texture, self.config.softness)
-            if isinstance(self.method, attacks.Optimised):
-                record = self.method.records.pop()
+                how = (self.method.placement, self.method.softness)
+                wear_on_photo(photo.image, photo.faces[index].landmarks, texture, beneath, *how)
+            if record := self.method.record():
                 for (photo, index), iterations, seconds in zip(part, *(x.tolist() for x in record), strict=True):
                     photo.worn[index] |= {"iterations": iterations, "attack_seconds": round(seconds, 3)}
 
@@ -116,23 +117,6 @@ class Sampler:
         return to_tensors([align(image, face.landmarks, size, margin) for image, face in faces], self.device)
 
 
-def wear_on_photo(photo: np.ndarray, landmarks: np.ndarray, texture: Tensor, softness: float) -> None:
-    """Put a mask on one face of a photo, in place, at the cost of that face only.
-
-    photo uint8 (H, W, 3), landmarks (68, 2) px, texture (3, h, w). No pixel outside of the mask changes.
-    """
-    points = landmarks[list(masking.MASK_LANDMARKS)]
-    x0, y0 = np.floor(points.min(0)).astype(int).clip(0)
-    x1, y1 = np.ceil(points.max(0)).astype(int) + 1
-    patch = photo[y0:y1, x0:x1]
-    if not patch.size:
-        return
-    image = torch.from_numpy(patch).permute(2, 0, 1)[None].to(texture.device) / 255
-    shifted = torch.from_numpy(landmarks - np.array([x0, y0], np.float32))[None].to(texture.device)
-    worn = masking.wear(image, shifted, texture[None], softness)[0]
-    photo[y0:y1, x0:x1] = to_8_bit(worn)
-
-
 def parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -143,7 +127,7 @@ def load(args: argparse.Namespace) -> Sampler:
         raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
     generator = load_generator(checkpoint_of(args), args.device) if args.method == "generator" else None
     config = generator.config if generator else GeneratorConfig()
-    template = args.template or config.default_template
+    template = args.template
     if template not in ("random", "match"):
         templates.load(template)  # fail now rather than after the first photos
     embedders = {name: pretrained.load_embedder(name, args.device) for name in args.embedders}
@@ -152,18 +136,13 @@ def load(args: argparse.Namespace) -> Sampler:
         list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
     )
     return Sampler(
-        source=Path(args.faces), out=Path(args.out), config=config, method=method_of(args, generator, surrogates),
+        source=Path(args.faces), out=Path(args.out), config=config,
+        method=attacks.method(args.method, generator, surrogates, attacks.options_of(args, config.softness)),
         method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template,
         harmonise=args.harmonise, seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
         finder=FaceFinder(args.device, args.min_score),
         embedders=embedders, detectors=detectors,
     )  # fmt: skip
-
-
-def method_of(args: argparse.Namespace, generator: Generator | None, surrogates: Surrogates) -> attacks.Method:
-    if generator is not None:
-        return partial(generator.texture, seed=args.seed)
-    return attacks.method(args.method, None, surrogates, attacks.options_of(args, GeneratorConfig().softness))
 
 
 def checkpoint_of(args: argparse.Namespace) -> Path:

@@ -30,7 +30,7 @@ from gan_mask.networks import Discriminator, Generator, load_generator
 from gan_mask.shards import ShardSet, open_faces
 from gan_mask.surrogates import load_surrogates
 from gan_mask.training.log import Log
-from gan_mask.training.options import BATCH, GENERATOR_NOISE, RESUMABLE, TrainConfig, check, first_template
+from gan_mask.training.options import BATCH, EARLIER, GENERATOR_NOISE, RESUMABLE, TrainConfig, check, default_template
 from gan_mask.training.schedule import Schedule
 from gan_mask.training.state import State, has_checkpoint
 from gan_mask.training.step import Game, Scene
@@ -70,8 +70,8 @@ def train(c: TrainConfig) -> None:
     # Networks and optimisers
     generator = Generator(
         widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
-        softness=c.softness, size=photos.size, margin=photos.margin, default_template=first_template(c),
-        trained_against=(*c.embedders, *c.detectors),
+        placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
+        default_template=default_template(c), trained_against=(*c.embedders, *c.detectors),
     )  # fmt: skip
     if c.start and not has_checkpoint(out):
         begin_with(generator, c.start)
@@ -92,7 +92,7 @@ def train(c: TrainConfig) -> None:
     # Frozen networks and templates; only then the run folder, so that a start that fails leaves none
     device = accelerator.device
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
-    bank = templates.load_all(c.templates, generator.texture_size).to(device)
+    bank = templates.Bank(c.templates, generator.texture_size, device)
     claim(out, c, accelerator)
 
     bare = {"net": net, "discriminator": discriminator}  # without what accelerate wraps around them: torch.compile, DDP
@@ -165,7 +165,7 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
         path = out / "train.json"
         if path.is_file():
             # An option that is newer than the run had its default.
-            before, now = config.to_dict(TrainConfig()) | files.read_json(path), config.to_dict(c)
+            before, now = config.to_dict(TrainConfig()) | EARLIER | files.read_json(path), config.to_dict(c)
             changed = [k for k in now if k not in RESUMABLE and before[k] != now[k]]
             if math.prod(before[k] for k in BATCH) == math.prod(now[k] for k in BATCH):
                 changed = [k for k in changed if k not in BATCH]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from gan_mask import templates
 from gan_mask.config import option
 from gan_mask.errors import GanMaskError
+from gan_mask.masking import PlacementName
 from gan_mask.surrogates import Goal
 
 GENERATOR_NOISE = 32  # length of z
@@ -35,7 +36,8 @@ class TrainConfig:
     detectors: tuple[str, ...] = option(("classifier",), "surrogate mask detectors")
     far: float = option(1e-3, "false-accept rate of the thresholds to get below")
     templates: tuple[str, ...] = option(
-        ("faces",), "mask templates to sample: names, or the groups faces, plain, cloth"
+        ("match",),
+        "mask templates to sample: names, or the groups faces, plain, cloth; match: of those that suit the wearer",
     )
 
     start: str = option(
@@ -45,7 +47,8 @@ class TrainConfig:
     heads: Literal["filter", "residual", "both"] = option("both", "what the generator predicts")
     kernel: int = option(5, "side of the filter kernels, texels")
     residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]")
-    softness: float = option(0.03, "fade at the mask's edge, fraction of the mask's width")
+    placement: PlacementName = option("seamless", "how masks are worn: cloned into the face, or laid over it (paper)")
+    softness: float = option(0.03, "paper placement: fade at the mask's edge, fraction of the mask's width")
     discriminator_width: int = option(32, "discriminator's channels in its first layer")
 
     realism: float = option(0.2, "weight: discriminator's opinion", group="losses")
@@ -96,5 +99,10 @@ def check(c: TrainConfig) -> None:
             raise GanMaskError(f"--{name} must be at least 1, got {getattr(c, name)}")
 
 
-def first_template(c: TrainConfig) -> str:
-    return next(iter(templates.expand(c.templates)))
+# What options that are newer than a run stood at before there were any.
+EARLIER: dict[str, Any] = {"placement": "paper"}
+
+
+def default_template(c: TrainConfig) -> str:
+    """What the generator takes when it is given none: 'match', or the first of its templates."""
+    return "match" if c.templates == ("match",) else next(iter(templates.expand(c.templates)))
