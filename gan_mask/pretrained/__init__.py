@@ -32,7 +32,8 @@ def load_perceptual(name: str = "lpips-alex", device: str | torch.device = "cpu"
 
 
 def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
-    family = "onnx:SIDECAR.json" if name.startswith("onnx:") else name
+    prefix, colon, _ = name.partition(":")
+    family = next((key for key in known if colon and key.startswith(f"{prefix}:")), name)
     if family not in known:
         raise GanMaskError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
     return known[family](name)
@@ -45,6 +46,18 @@ def _dlib(name: str) -> Embedder:
     from gan_mask.pretrained.dlib_resnet import load
 
     return load()
+
+
+def _sface(name: str) -> Embedder:
+    from gan_mask.pretrained.sface import load
+
+    return load()
+
+
+def _insightface(name: str) -> Embedder:
+    from gan_mask.pretrained.insightface import load
+
+    return load(name.removeprefix("insightface:"))
 
 
 def _facenet(name: str) -> Embedder:
@@ -85,8 +98,10 @@ def _lpips(name: str) -> Perceptual:
 
 EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
     "dlib": _dlib,
+    "sface": _sface,
     "facenet-vggface2": _facenet,
     "facenet-casia-webface": _facenet,
+    "insightface:PACK": _insightface,
     "onnx:SIDECAR.json": _onnx_embedder,
 }
 DETECTORS: dict[str, Callable[[str], Detector]] = {

@@ -142,19 +142,33 @@ def file_of(path: Path, sidecar: dict[str, Any]) -> Path:
     return beside if beside.is_file() else weights.find(sidecar["file"], sidecar.get("sha256"))
 
 
+def read_model(file: Path) -> Any:
+    """The ONNX file as an onnx.ModelProto. Raises GanMaskError when it is damaged or something else."""
+    import onnx
+
+    try:
+        return onnx.load(str(file))
+    except Exception as error:  # protobuf and onnx raise their own kinds
+        raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
+
+
+def to_torch(model: Any, file: Path) -> nn.Module:
+    """An onnx.ModelProto as a torch module in eval mode; `file` is what to call it in the GanMaskError."""
+    from onnx2torch import convert
+
+    try:
+        return convert(model).eval()
+    except Exception as error:  # onnx and onnx2torch raise their own kinds
+        raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
+
+
 def _network(path: Path, sidecar: dict[str, Any]) -> tuple[nn.Module, str, list[list[int]]]:
     """The ONNX file that the sidecar at `path` names, as a torch module; its SHA-256; shapes of its outputs for two."""
     file, expected = file_of(path, sidecar), sidecar.get("sha256")
     digest = files.sha256(file)
     if expected and digest != expected:
         raise GanMaskError(f"{file}: SHA-256 is {digest}, but {path} expects {expected}; damaged or another version")
-    import onnx
-    from onnx2torch import convert
-
-    try:
-        net = convert(onnx.load(str(file))).eval()
-    except Exception as error:  # protobuf, onnx and onnx2torch each raise their own kinds
-        raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
+    net = to_torch(read_model(file), file)
     try:
         with torch.no_grad():
             outputs = net(torch.zeros(2, 3, *sidecar["size"]))
