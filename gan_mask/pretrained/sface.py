@@ -50,11 +50,11 @@ def dequantised(model: Any) -> Any:
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
-        inputs = [constants.get(name) for name in node.input]
+        inputs = [constants[name] for name in node.input if name in constants]
         if node.op_type == "DequantizeLinear":
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            constants[node.output[0]] = _dequantise(*inputs, attributes["axis"], attributes["block_size"])
-        elif node.op_type == "Reshape" and all(i is not None for i in inputs):
+            constants[node.output[0]] = _dequantise(*inputs, axis=attributes["axis"], block=attributes["block_size"])
+        elif node.op_type == "Reshape" and len(inputs) == 2:
             constants[node.output[0]] = inputs[0].reshape(inputs[1])
         else:
             nodes.append(node)
@@ -71,7 +71,7 @@ def dequantised(model: Any) -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def _dequantise(x: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int, block: int) -> np.ndarray:
+def _dequantise(x: np.ndarray, scale: np.ndarray, zero: np.ndarray, *, axis: int, block: int) -> np.ndarray:
     """(x - zero) * scale, where each scale and zero serve `block` numbers along `axis`."""
     size = x.shape[axis]
     scale, zero = (np.repeat(a, block, axis).take(range(size), axis) for a in (scale, zero))
