@@ -784,6 +784,14 @@ def test_shipped_thresholds(dlib: Embedder, shared_weights: Path) -> None:
     assert dlib.threshold(0.001) == pytest.approx(0.920, abs=0.01)
     mobile = load_embedder(f"onnx:{NETWORKS / 'mobilefacenet_casia.json'}")
     assert mobile.threshold(0.001) == pytest.approx(0.405, abs=0.03)
+    for name, expected in (
+        ("sface", (0.304, 0.370, 0.427)),
+        (f"onnx:{NETWORKS / 'mobilefacenet192.json'}", (0.346, 0.449, 0.528)),
+        (f"onnx:{NETWORKS / 'faceres.json'}", (0.544, 0.607, 0.656)),
+    ):
+        embedder = load_embedder(name)
+        for far, cosine in zip((0.01, 0.001, 0.0001), expected, strict=True):
+            assert embedder.threshold(far) == pytest.approx(cosine, abs=0.03)
     with pytest.raises(GanMaskError, match="dlib: no threshold calibrated at FAR 0.05; calibrated: 0.01, 0.001"):
         dlib.threshold(0.05)
 
