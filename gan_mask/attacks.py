@@ -171,6 +171,8 @@ class Optimised:
             evasion = torch.stack(list(terms.values())).sum(0)
             loss = evasion + self.penalty(w.templates, texture, variables)
             gradients = torch.autograd.grad(loss.sum(), variables)
+            if not evasion.isfinite().all():  # where contract.watch does not look
+                raise GanMaskError(f"{self.name}: a surrogate answers NaN or infinity; leave out one after the other")
         with torch.no_grad():
             w.variables = self.move(variables, gradients, w.state, step)
         w.calm = torch.where(evasion == 0, w.calm + 1, 0)

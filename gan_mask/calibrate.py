@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from gan_mask import commands, files
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.pretrained import load_embedder, thresholds
+from gan_mask.pretrained import contract, load_embedder, thresholds
 from gan_mask.pretrained.protocol import Embedder
 
 
@@ -52,7 +52,8 @@ def embed(embedder: Embedder, faces: Dataset[dict[str, Any]], device: str = "cpu
     parts = []
     with torch.no_grad():
         for batch in DataLoader(faces, batch_size=64):
-            embedding = embedder(batch["face"].to(device), batch["landmarks"].to(device))
+            with contract.naming(contract.sources(faces, batch["index"])):
+                embedding = embedder(batch["face"].to(device), batch["landmarks"].to(device))
             parts.append((embedding.cpu(), batch["identity"]))
     if not parts:
         raise GanMaskError("no faces to calibrate on")

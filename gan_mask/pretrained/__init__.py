@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from gan_mask.errors import GanMaskError
+from gan_mask.pretrained import contract
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from gan_mask.pretrained.perceptual import Perceptual
     from gan_mask.pretrained.protocol import Detector, Embedder
 
-T = TypeVar("T")
+T = TypeVar("T", bound="torch.nn.Module")
 
 
 def load_embedder(name: str, device: str | torch.device = "cpu") -> Embedder:
@@ -36,7 +37,11 @@ def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
     family = next((key for key in known if colon and key.startswith(f"{prefix}:")), name)
     if family not in known:
         raise GanMaskError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
-    return known[family](name)
+    network = known[family](name)
+    contract.watch(network, name)
+    if kind != "perceptual distance":
+        contract.check(network, name, embeds=kind == "embedder")
+    return network
 
 
 # Imports wait until a network is asked for: each family needs packages of its own.

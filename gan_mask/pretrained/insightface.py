@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gan_mask import files
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import alignment, thresholds
-from gan_mask.pretrained.onnx import read_model, to_torch
+from gan_mask.pretrained.onnx import checksum, inputs_of, read_model, to_torch
 from gan_mask.pretrained.protocol import Embedder
 
 HOME = "INSIGHTFACE_HOME"  # else ~/.insightface
@@ -60,13 +60,13 @@ def load(pack: str) -> InsightFace:
             "for non-commercial research only"
         )
     path, model = found[0]
-    return InsightFace(to_torch(model, path), f"insightface:{pack}", files.sha256(path), normalises(model))
+    net, _ = to_torch(model, path, torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
+    return InsightFace(net, f"insightface:{pack}", checksum(path), normalises(model))
 
 
 def is_recogniser(model: Any) -> bool:
     """Whether an onnx.ModelProto maps aligned chips to embeddings: not a detector, landmarks, or sex and age."""
-    stored = {i.name for i in model.graph.initializer}
-    inputs = [_shape(i) for i in model.graph.input if i.name not in stored]
+    inputs = [_shape(i) for i in inputs_of(model)]
     outputs = [_shape(o) for o in model.graph.output]
     return (
         len(inputs) == len(outputs) == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from gan_mask import files, weights
@@ -40,7 +41,12 @@ class SFace(Embedder):
 def load() -> SFace:
     """Raises GanMaskError, saying where to get it and where to put it, when neither file is there."""
     path = weights.present(FLOAT32) or weights.find(QUANTISED)
-    return SFace(to_torch(dequantised(read_model(path)), path), files.sha256(path))
+    net, _ = to_torch(
+        dequantised(read_model(path)),
+        path,
+        255 * torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)),
+    )
+    return SFace(net, files.sha256(path))
 
 
 def dequantised(model: Any) -> Any:
