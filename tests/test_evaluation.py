@@ -233,6 +233,12 @@ def test_limits(text, broken):
     assert all(reason.startswith(text) and "[" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize("sign", ["<=", ">="])
+def test_no_limit_holds_for_nan(sign):
+    rates = {"held-out": {"0.001": {"mf2m": {"joint success": cell(NAN)}}}}
+    assert gate.broken(gate.parse(f"joint_success{sign}0.5", SETS, ["mf2m"]), rates, 0.001)
+
+
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
