@@ -15,9 +15,10 @@ from conftest import embedded_photo, status
 from fakes import FakeDetector, FakeEmbedder
 from torch import Tensor, nn
 
-from gan_mask import alarm, calibrate, evaluation, pretrained, sampling
+from gan_mask import alarm, attacks, calibrate, evaluation, pretrained, sampling
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import contract, load_detector, load_embedder
+from gan_mask.surrogates import Surrogates
 
 CASES = Path(__file__).parent / "cases"
 FACES = torch.rand(5, 3, 96, 96, generator=torch.Generator().manual_seed(1))
@@ -181,6 +182,15 @@ def test_every_command_names_network_and_photo(
     options = ["--data", str(prepared), "--out", str(tmp_path / "alarm.json"), "--against", "dm", "--faces", "4"]
     assert status(alarm.main, [*options, "--detector", detector, "--embedders", embedder]) == 2
     assert "moody: answers NaN or infinity for row" in capsys.readouterr().err
+
+
+def test_an_attack_names_the_photo_of_a_face_that_is_left(moody: None) -> None:
+    detector = load_detector("moody")
+    attack = attacks.MF2M(Surrogates([], [], [detector]), attacks.Options(steps=3))
+    work = attack._begin(FACES, POINTS, torch.full((5, 3, 24, 32), 0.5))
+    attack._begin = lambda *inputs: work.keep(torch.tensor([True, False, True, False, False]))  # type: ignore[method-assign]
+    with pytest.raises(contract.NotFinite, match="moody: .* infinity for c"), contract.naming("abcde"):
+        attack(FACES, POINTS, torch.full((1, 3, 24, 32), 0.5))
 
 
 def test_calibration_and_training_name_network_and_photo(

@@ -115,7 +115,8 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
         template = templates.harmonise(template, face, landmarks)
     function = e.methods[method]
     started = time.perf_counter()
-    texture = function(face, landmarks, template)
+    with contract.naming(contract.sources(e.photos, index)):
+        texture = function(face, landmarks, template)
     masked = face if texture is None else masking.wear(face, landmarks, texture, e.softness)
     pictures = to_8_bit(masked)  # waits for the GPU, too
     cost = {"seconds": np.full(len(index), (time.perf_counter() - started) / len(index))}

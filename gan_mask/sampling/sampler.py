@@ -90,7 +90,8 @@ class Sampler:
             bank = templates.load_all(names, size).to(self.device)
             if self.harmonise:
                 bank = templates.harmonise(bank, crops, landmarks)
-            textures = self.method(crops, landmarks, bank)
+            with contract.naming([photo.name for photo, _ in part]):
+                textures = self.method(crops, landmarks, bank)
             assert textures is not None  # only the method 'none' wears nothing
             for (photo, index), name, texture in zip(part, names, textures, strict=True):
                 photo.worn[index] = {"template": name}
