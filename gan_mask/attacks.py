@@ -26,6 +26,7 @@ from gan_mask.augment import Draws
 from gan_mask.config import option
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import Generator, filter_texture
+from gan_mask.pretrained import contract
 from gan_mask.surrogates import Goal, Surrogates, evasion_terms
 
 Paint = Callable[[Tensor, Tensor, Tensor], Tensor | None]
@@ -169,7 +170,10 @@ class Optimised:
         record = Record(torch.zeros(len(faces), dtype=torch.long), torch.zeros(len(faces)))
         for step in tqdm(range(self.options.steps), desc=self.name, unit="step", leave=False, disable=None):
             started = time.perf_counter()
-            texture, met = self._step(work, step)
+            try:
+                texture, met = self._step(work, step)
+            except contract.NotFinite as error:  # its rows are those of the faces that are left
+                raise contract.NotFinite(error.network, [int(work.rows[row]) for row in error.rows]) from None
             rows = work.rows.tolist()
             result[work.rows[met]] = texture[met]
             work = work.keep(~met)  # a face that met its goal keeps the texture that did it
@@ -204,6 +208,8 @@ class Optimised:
             evasion = torch.stack(list(terms.values())).sum(0)
             loss = evasion + self.penalty(w.templates, texture, variables)
             gradients = torch.autograd.grad(loss.sum(), variables)
+            if not evasion.isfinite().all():  # where contract.watch does not look
+                raise GanMaskError(f"{self.name}: a surrogate answers NaN or infinity; leave out one after the other")
         with torch.no_grad():
             w.variables = self.move(variables, gradients, w.state, step)
         w.calm = torch.where(evasion == 0, w.calm + 1, 0)

@@ -1,6 +1,6 @@
 """Adversarial faces: what may change of a printed lower face, in place of noise.
 
-Three freedoms, each in canonical space and 0 at the seam: *appearance*, coordinates in the principal components of lower
+Three freedoms, each in canonical space and 0 at the seam: *appearance*, coordinates among principal components of lower
 faces, so that the result is another face; *shape*, a smooth displacement; *light*, coarse and of luminance only. What
 people differ by transfers from one recogniser to the next where noise does not (AT3D, Yang et al. 2023, search a face
 model likewise).

@@ -83,11 +83,13 @@ def read_json(path: str | Path) -> Any:
         raise GanMaskError(f"{path}: not readable as JSON ({error})") from error
 
 
-def sha256(path: str | Path) -> str:
+def sha256(*paths: str | Path) -> str:
+    """Of a file, or of several one after the other."""
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
+    for path in paths:
+        with open(path, "rb") as f:
+            while chunk := f.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -34,6 +34,7 @@ class GeneratorConfig:
     margin: float = 0.375  # framing of those crops, see landmarks.frame
     default_template: str = "face-001"  # or "match": the shipped face that suits each wearer best
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
+    trained_against_weights: tuple[str, ...] = ()  # of these, see pretrained.protocol.weights_digest; older ones: none
 
 
 LARGEST = {"widths": 4096, "noise": 4096, "kernel": 31, "texture_height": 1024, "texture_width": 1024, "size": 4096}

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
 from gan_mask.networks import Generator
+from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training.state import save_generator
 
 NAN = np.nan
+CASES = Path(__file__).parent / "cases"
 
 
 # ---------------------------------------------------------------------------------------- rates
@@ -228,6 +231,12 @@ def test_limits(text, broken):
     reasons = gate.broken(gate.parse(text, SETS, ["dm", "mf2m", "generator"]), MEASURED, 0.001)
     assert [reason.split(": ")[1].split(" has ")[0] for reason in reasons] == broken
     assert all(reason.startswith(text) and "[" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("sign", ["<=", ">="])
+def test_no_limit_holds_for_nan(sign):
+    rates = {"held-out": {"0.001": {"mf2m": {"joint success": cell(NAN)}}}}
+    assert gate.broken(gate.parse(f"joint_success{sign}0.5", SETS, ["mf2m"]), rates, 0.001)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +506,9 @@ def test_thresholds_come_from_impostor_pairs_of_other_people(fakes, prepared, tm
 
 
 def test_held_out_networks_are_reported_apart(fakes, prepared, tmp_path, monkeypatch):
-    monkeypatch.setitem(pretrained.EMBEDDERS, "other", pretrained.EMBEDDERS["fake"])
+    other = pretrained.EMBEDDERS["fake"]("other")
+    other.weight += 0.1
+    monkeypatch.setitem(pretrained.EMBEDDERS, "other", lambda name: other)
     evaluation.main(
         ["--data", str(prepared), "--out", str(tmp_path), "--methods", "none", "--surrogates", "fake", "--detectors"]
         + ["--held-out", "other", "--probes", "2", "--stored-thresholds"]
@@ -566,10 +577,43 @@ def test_a_machine_without_cuda_says_so(fakes, prepared, tmp_path, capsys, monke
 
 
 def test_a_network_trained_against_is_not_held_out():
-    generator = Generator(widths=(8, 16), trained_against=("dlib", "onnx:configs/networks/mobileface.json"))
-    command.check_held_out(generator, ["onnx:elsewhere/mobilefacenet_casia.json"])
+    used, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    held = [("onnx:./elsewhere/copy.json", used), ("onnx:configs/networks/mobileface.json", other)]
+    # By its weights, whatever its name...
+    generator = Generator(
+        widths=(8, 16), trained_against=("dlib", "onnx:mobileface.json"), trained_against_weights=[weights_digest(used)]
+    )
+    command.check_held_out(generator, [], held[1:])
+    with pytest.raises(GanMaskError, match="copy.json: the generator was trained against it"):
+        command.check_held_out(generator, [], held)
+    # ... except for checkpoints of before, which knew names alone.
+    generator = Generator(widths=(8, 16), trained_against=("dlib", "onnx:mobileface.json"))
+    command.check_held_out(generator, [], held[:1])
     with pytest.raises(GanMaskError, match="mobileface.json: the generator was trained against it"):
-        command.check_held_out(generator, ["onnx:elsewhere/mobileface.json"])
+        command.check_held_out(generator, [], held)
+
+
+def test_one_network_under_two_names_is_not_surrogate_and_held_out(prepared, tmp_path, capsys):
+    for name in ("a", "b"):
+        for end in ("json", "onnx", "data"):
+            shutil.copyfile(CASES / f"14_embedder_external.{end}", tmp_path / f"{name}.{end}")
+        sidecar = json.loads((tmp_path / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps(sidecar | {"file": f"{name}.onnx"}))
+        shutil.copyfile(CASES / "14_embedder_external.data", tmp_path / "14_embedder_external.data")
+    out = [
+        "--data",
+        str(prepared),
+        "--out",
+        str(tmp_path / "out"),
+        "--methods",
+        "dm",
+        "--detectors",
+        "--stored-thresholds",
+    ]
+    for same in (f"onnx:{tmp_path}/b.json", f"onnx:{tmp_path}/./a.json"):
+        message = error(capsys, *out, "--surrogates", f"onnx:{tmp_path}/a.json", "--held-out", same)
+        assert f"{same}: it has the weights of the surrogate onnx:{tmp_path}/a.json" in message
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from fakes import FakeDetector, FakeEmbedder
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gan_mask import load_generator, losses, training
+from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training import log, loop, state
 
 TINY = (
@@ -33,6 +35,8 @@ def test_two_steps_make_a_loadable_generator_logs_and_a_preview(fakes, prepared,
     generator = load_generator(tmp_path / "run")
     face, landmarks = torch.rand(2, 3, 64, 64), torch.rand(2, 68, 2) * 60
     assert generator(face, landmarks).shape == face.shape
+    assert generator.config.trained_against == ("fake", "fake")  # and by its weights, which a renamed copy keeps
+    assert generator.config.trained_against_weights == (weights_digest(FakeEmbedder()), weights_digest(FakeDetector()))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {line["group"] for line in lines} == {"train", "val"}
     assert {"dodging", "undetected", "realism", "d_logistic", "fidelity"} <= set(lines[0])

@@ -22,9 +22,10 @@ from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
-from gan_mask.pretrained.protocol import fingerprint
+from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.surrogates import Surrogates
 
+Networks = Sequence[tuple[str, Any]]  # name, network
 DEFAULT_METHODS = ["none", "plain", "dm", "dm-seamless", "generator"]
 
 
@@ -116,16 +117,31 @@ def check(args: argparse.Namespace) -> None:
         raise GanMaskError(f"--threshold-split {args.threshold_split} has the probes' own people; name another split")
 
 
-def check_held_out(generator: Generator | None, held_out: Sequence[str]) -> None:
-    """A network that the generator was trained against is no held-out network."""
-    if generator is None:
-        return
-    known = {Path(name).name for name in generator.config.trained_against}
-    if used := [name for name in held_out if Path(name).name in known]:
-        raise GanMaskError(
-            f"{', '.join(used)}: the generator was trained against it, so it is not held out; "
-            "name it with --surrogates or --detectors"
-        )
+def check_held_out(generator: Generator | None, surrogates: Networks, held_out: Networks) -> None:
+    """A held-out network has not the weights of a surrogate, nor of what the generator was trained against.
+
+    Checkpoints from before their config.json had the weights' checksums are compared by the names of the networks.
+    """
+    attacked = {weights_digest(network): name for name, network in surrogates}
+    config = generator.config if generator else GeneratorConfig()
+    names = {file_name(name) for name in config.trained_against if not config.trained_against_weights}
+    for name, network in held_out:
+        digest = weights_digest(network)
+        if digest in attacked:
+            raise GanMaskError(
+                f"{name}: it has the weights of the surrogate {attacked[digest]}, so it is not held out; "
+                "name it only once"
+            )
+        if digest in config.trained_against_weights or file_name(name) in names:
+            raise GanMaskError(
+                f"{name}: the generator was trained against it, so it is not held out; "
+                "name it with --surrogates or --detectors"
+            )
+
+
+def file_name(network: str) -> str:
+    """mobileface.json for onnx:./configs/networks/mobileface.json; other names as they are."""
+    return Path(network.removeprefix("onnx:")).name
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -139,13 +155,17 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     photos = PreparedSet(args.data, args.split)
     probes = choose_probes(photos, args.probes, args.seed)
     generator = load_generator(args.checkpoint, device) if args.checkpoint else None
-    check_held_out(generator, [*args.held_out, *args.held_out_detectors])
     config = generator.config if generator else GeneratorConfig()
     sets = {"surrogates": (args.surrogates, args.detectors), "held-out": (args.held_out, args.held_out_detectors)}
     sets = {title: networks for title, networks in sets.items() if any(networks)}
     limits = [gate.parse(text, sets, args.methods) for text in args.require]
     embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
+    surrogate, held_out = (
+        [*((n, embedders[n]) for n in e), *((n, detectors[n]) for n in d)]
+        for e, d in ((args.surrogates, args.detectors), (args.held_out, args.held_out_detectors))
+    )
+    check_held_out(generator, surrogate, held_out)
     perceptual = pretrained.load_perceptual(device=device) if args.naturalness else None
     texture_size = (config.texture_height, config.texture_width)
     bank = None if args.templates == ["match"] else templates.load_all(args.templates, texture_size)

@@ -23,6 +23,7 @@ from gan_mask.evaluation import looks
 from gan_mask.evaluation.looks import CHANGES, Looks
 from gan_mask.evaluation.protocol import Probes, batches
 from gan_mask.faces import FaceFinder, read_image, to_8_bit
+from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
 
 UNIT = 16  # probes that are masked and looked at together
@@ -97,12 +98,14 @@ def work(e: Experiment, process: int, processes: int) -> None:
 def _do(e: Experiment, method: str, rows: slice) -> None:
     cost = write_masked(e, method, rows)
     images = [read_image(path) for path in e.paths(method, rows)]
-    seen = looks.look(images, e.embedders, e.detectors, e.finder, e.device)
+    names = contract.sources(e.photos, e.probes.index[rows])
+    seen = looks.look(images, e.embedders, e.detectors, e.finder, e.device, names)
     changed = images[: max(0, e.changed_probes - rows.start)]
     path = e.kept(method, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     for i, change in enumerate(CHANGES.values() if changed else ()):
-        under = looks.look([change(image) for image in changed], e.embedders, e.detectors, e.finder, e.device)
+        pictures = [change(image) for image in changed]
+        under = looks.look(pictures, e.embedders, e.detectors, e.finder, e.device, names)
         looks.save(path.with_suffix(f".{i}.npz"), under, {})
     looks.save(path, seen, cost)  # last: its presence says that the unit is done
 
@@ -118,7 +121,9 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
         template = templates.harmonise(template, face, landmarks)
     function = e.methods[method]
     started = time.perf_counter()
-    masked = function.wear(face, landmarks, function(face, landmarks, template))
+    with contract.naming(contract.sources(e.photos, index)):
+        texture = function(face, landmarks, template)
+    masked = function.wear(face, landmarks, texture)
     pictures = to_8_bit(masked)  # waits for the GPU, too
     cost = {"seconds": np.full(len(index), (time.perf_counter() - started) / len(index))}
     if (record := function.record()) is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from gan_mask.errors import GanMaskError
+from gan_mask.pretrained import contract
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from gan_mask.pretrained.perceptual import Perceptual
     from gan_mask.pretrained.protocol import Detector, Embedder
 
-T = TypeVar("T")
+T = TypeVar("T", bound="torch.nn.Module")
 
 
 def load_embedder(name: str, device: str | torch.device = "cpu") -> Embedder:
@@ -32,10 +33,15 @@ def load_perceptual(name: str = "lpips-alex", device: str | torch.device = "cpu"
 
 
 def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
-    family = "onnx:SIDECAR.json" if name.startswith("onnx:") else name
+    prefix, colon, _ = name.partition(":")
+    family = next((key for key in known if colon and key.startswith(f"{prefix}:")), name)
     if family not in known:
         raise GanMaskError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
-    return known[family](name)
+    network = known[family](name)
+    contract.watch(network, name)
+    if kind != "perceptual distance":
+        contract.check(network, name, embeds=kind == "embedder")
+    return network
 
 
 # Imports wait until a network is asked for: each family needs packages of its own.
@@ -45,6 +51,18 @@ def _dlib(name: str) -> Embedder:
     from gan_mask.pretrained.dlib_resnet import load
 
     return load()
+
+
+def _sface(name: str) -> Embedder:
+    from gan_mask.pretrained.sface import load
+
+    return load()
+
+
+def _insightface(name: str) -> Embedder:
+    from gan_mask.pretrained.insightface import load
+
+    return load(name.removeprefix("insightface:"))
 
 
 def _facenet(name: str) -> Embedder:
@@ -85,8 +103,10 @@ def _lpips(name: str) -> Perceptual:
 
 EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
     "dlib": _dlib,
+    "sface": _sface,
     "facenet-vggface2": _facenet,
     "facenet-casia-webface": _facenet,
+    "insightface:PACK": _insightface,
     "onnx:SIDECAR.json": _onnx_embedder,
 }
 DETECTORS: dict[str, Callable[[str], Detector]] = {

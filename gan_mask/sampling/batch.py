@@ -23,7 +23,7 @@ def process(sampler: Sampler, photos: Sequence[Photo], stems: Counter[str]) -> d
     clean = [(photo.image, face) for photo in with_faces for face in photo.faces]
     rows: dict[str, list[Row]] = {p.name: [{"photo": p.name, "status": "no face"}] for p in photos if not p.faces}
     if clean:
-        before = sampler.look_at(clean)
+        before = sampler.look_at(clean, [photo.name for photo in with_faces for _ in photo.faces])
         sampler.wear(with_faces)
         for photo in with_faces:
             rows[photo.name] = write(sampler, photo, stems)
@@ -75,7 +75,8 @@ def score(
         for face in photo.faces
     ]
     positions = [i for i, (_, face) in enumerate(again) if face is not None]
-    after = sampler.look_at([again[i] for i in positions]) if positions else ({}, {})  # type: ignore[misc]
+    names = [flat[i]["photo"] for i in positions]
+    after = sampler.look_at([again[i] for i in positions], names) if positions else ({}, {})  # type: ignore[misc]
     for i, row in enumerate(flat):
         row["face_found_after"] = int(again[i][1] is not None)
         for name, values in logits.items():

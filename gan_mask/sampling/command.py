@@ -121,7 +121,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what makes the masks (default: generator)",
     )
     add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
-    add("--template", default="match", help="what the mask shows: a shipped template, a face photo, 'random', or 'match': "
+    add("--template", default="match", help="what the mask shows: a shipped template, a photo, 'random', or 'match': "
         "for each face the shipped one nearest in pose, expression and skin (default: match)")  # fmt: skip
     add("--placement", default="seamless", choices=masking.PLACEMENTS, help="'seamless' clones the mask into the "
         "face, 'paper' lays it over; a generator has the one that it was trained with (default: seamless)")  # fmt: skip

@@ -19,6 +19,7 @@ from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
 from gan_mask.landmarks import FRAMING
 from gan_mask.networks import SHIPPED, GeneratorConfig, load_generator
 from gan_mask.photos import wear_on_photo
+from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
 from gan_mask.surrogates import Surrogates
 
@@ -89,7 +90,8 @@ class Sampler:
             bank = templates.load_all(names, size).to(self.device)
             if self.harmonise:
                 bank = templates.harmonise(bank, crops, landmarks)
-            textures = self.method(crops, landmarks, bank)
+            with contract.naming([photo.name for photo, _ in part]):
+                textures = self.method(crops, landmarks, bank)
             assert textures is not None  # only the method 'none' wears nothing
             own = masking.unwrap(crops, landmarks, size)
             for (photo, index), name, texture, beneath in zip(part, names, textures, own, strict=True):
@@ -101,16 +103,19 @@ class Sampler:
                     photo.worn[index] |= {"iterations": iterations, "attack_seconds": round(seconds, 3)}
 
     @torch.no_grad()
-    def look_at(self, faces: Sequence[tuple[np.ndarray, Face]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Embeddings (N, D) per embedder and mask logits (N,) per detector of faces in photos."""
+    def look_at(
+        self, faces: Sequence[tuple[np.ndarray, Face]], names: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Embeddings (N, D) per embedder and mask logits (N,) per detector of faces in photos of these names."""
         embeddings: dict[str, list[Tensor]] = {name: [] for name in self.embedders}
         logits: dict[str, list[Tensor]] = {name: [] for name in self.detectors}
-        for part in parts(faces, self.batch_size):
+        for part, photos in zip(parts(faces, self.batch_size), parts(names, self.batch_size), strict=True):
             crops, landmarks = self._crops(part, *FRAMING)
-            for name, embedder in self.embedders.items():
-                embeddings[name].append(embedder(crops, landmarks).cpu())
-            for name, detector in self.detectors.items():
-                logits[name].append(detector(crops)[0].cpu())
+            with contract.naming(photos):
+                for name, embedder in self.embedders.items():
+                    embeddings[name].append(embedder(crops, landmarks).cpu())
+                for name, detector in self.detectors.items():
+                    logits[name].append(detector(crops)[0].cpu())
         return {k: torch.cat(v) for k, v in embeddings.items()}, {k: torch.cat(v) for k, v in logits.items()}
 
     def _crops(self, faces: Sequence[tuple[np.ndarray, Face]], size: int, margin: float) -> tuple[Tensor, Tensor]:

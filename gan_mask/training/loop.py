@@ -27,6 +27,8 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
 from gan_mask.networks import Discriminator, Generator, load_generator
+from gan_mask.pretrained import contract
+from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.shards import ShardSet, open_faces
 from gan_mask.surrogates import load_surrogates
 from gan_mask.training.log import Log
@@ -62,16 +64,19 @@ def train(c: TrainConfig) -> None:
     check(c)
     out = Path(c.out)
     accelerator = Accelerator(mixed_precision=c.mixed_precision, gradient_accumulation_steps=c.accumulate)
-    set_seed(c.seed)
     photos = open_faces(c.data, "train")
     if len(photos) < 2:
         raise GanMaskError(f"{c.data}: {len(photos)} faces in the train split; at least 2 are needed")
 
     # Networks and optimisers
+    device = accelerator.device
+    surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
+    set_seed(c.seed)  # after the surrogates, some of which draw numbers when they are made
     generator = Generator(
         widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
         placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
         default_template=default_template(c), trained_against=(*c.embedders, *c.detectors),
+        trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),
     )  # fmt: skip
     if c.start and not has_checkpoint(out):
         begin_with(generator, c.start)
@@ -89,9 +94,7 @@ def train(c: TrainConfig) -> None:
         ),
     )
 
-    # Frozen networks and templates; only then the run folder, so that a start that fails leaves none
-    device = accelerator.device
-    surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
+    # Templates; only then the run folder, so that a start that fails leaves none
     bank = templates.Bank(c.templates, generator.texture_size, device)
     claim(out, c, accelerator)
 
@@ -225,11 +228,13 @@ def clean_embeddings(
 @torch.no_grad()
 def embed(embedder: Any, loader: DataLoader[Any], path: Path, accelerator: Accelerator) -> None:
     """Write the embeddings of the loader's faces to `path`, a .npy file."""
-    rows = []
+    rows, faces = [], loader.dataset
     if accelerator.is_main_process:
         loader = commands.Progress(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2)
     for batch in loader:
-        rows.append(embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device)).cpu())
+        with contract.naming(contract.sources(faces, batch["index"])):
+            embedding = embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device))
+        rows.append(embedding.cpu())
     with files.replacing(path) as temporary, open(temporary, "wb") as f:
         np.save(f, torch.cat(rows).numpy())
 
