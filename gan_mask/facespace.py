@@ -58,7 +58,7 @@ def coordinates(templates: Tensor, of: Basis) -> Tensor:
 
 def paint(templates: Tensor, face: Face, of: Basis) -> Tensor:
     """The changed templates: (B, 3, h, w) -> (B, 3, h, w)."""
-    size, opacity = templates.shape[2:], masking.seam_opacity(templates)
+    size, opacity = (templates.shape[2], templates.shape[3]), masking.seam_opacity(templates)
     other = templates + torch.einsum("bk,khw->bhw", face.appearance, of.components)[:, None]
     return displaced(other, _smooth(face.shape, size) * opacity) + _smooth(face.light, size) * opacity
 
