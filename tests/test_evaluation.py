@@ -225,7 +225,7 @@ MEASURED = {
     ],
 )
 def test_limits(text, broken):
-    reasons = gate.broken(gate.parse(text, SETS, ["dm", "mf2m", "generator"]), MEASURED, 0.001)
+    reasons = gate.broken(gate.parse(text, SETS, ["dm", "mf2m", "generator"]), MEASURED, 0.001, {})
     assert [reason.split(": ")[1].split(" has ")[0] for reason in reasons] == broken
     assert all(reason.startswith(text) and "[" in reason for reason in reasons)
 

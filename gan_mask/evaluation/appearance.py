@@ -120,7 +120,7 @@ def _width(landmarks: np.ndarray) -> float:
 def fine_detail(bare: np.ndarray, masked: np.ndarray, inside: np.ndarray) -> float:
     """RMS of the high-passed luminance in the region `inside`, masked over bare. 1: as much as the skin had."""
     rms = [np.sqrt((_high_pass(picture)[inside] ** 2).mean()) if inside.any() else 0.0 for picture in (masked, bare)]
-    return float(rms[0] / rms[1]) if rms[1] > 0 else np.nan
+    return float(rms[0] / rms[1]) if rms[1] > 1e-6 else np.nan  # a uniform picture is left with rounding errors
 
 
 def _high_pass(picture: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("further measures").add_argument
     add("--naturalness", action="store_true",
-        help="realism AUC of a network trained for it (minutes per method) and, with AlexNet's weights, distances to DM "
+        help="realism AUC of a network trained for it (takes minutes) and, with AlexNet's weights, distances to DM "
         "and to real faces")  # fmt: skip
     add("--changed-probes", type=int, default=0,
         help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip

@@ -17,6 +17,7 @@ GRAMMAR = (
     "[SET/][METHOD/]MEASURE<=VALUE, such as joint_success<=0.05, held-out/mf2m/joint_success<=0.1 or, of the looks, "
     "generator/edge_step_p90<=2, fine_detail_p10>=0.55, realism_auc<=0.9"
 )
+REALISM = {realism.TRAINED: "realism_auc", realism.SMALL: "realism_auc_small_cnn"}
 LOOKS = "looks"  # in place of a set: how masks look depends on no network of a set
 
 
@@ -47,7 +48,7 @@ def parse(text: str, sets: Sets, methods: Sequence[str], trained: str | None = N
     title = chosen["set"] or ("held-out" if "held-out" in sets else "surrogates")
     known_measures = [_plain(measure) for measure in measures(*sets[title])]
     looks = [_plain(measure) for measure in [*appearance.STATISTICS, *([trained] if trained else [])]]
-    if _plain(left) in map(_plain, realism.NAMES) and _plain(left) not in looks:
+    if left in REALISM.values() and _plain(left) not in looks:
         reason = f"this run measures {_plain(trained)}" if trained else "only measured with --naturalness"
         raise GanMaskError(f"--require {text!r}: {reason}")
     if _plain(left) in looks:
@@ -94,6 +95,4 @@ def attacks_among(methods: Sequence[str]) -> list[str]:
 
 
 def _plain(measure: str) -> str:
-    """The trained realism AUC is the realism AUC; the others keep what is in their brackets."""
-    name = "realism AUC" if measure == realism.TRAINED else measure
-    return re.sub(r"[()]", "", name).strip().replace(" ", "_").replace("AUC", "auc")
+    return REALISM.get(measure) or measure.strip().replace(" ", "_")

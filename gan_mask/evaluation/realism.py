@@ -22,7 +22,6 @@ from gan_mask.pretrained.perceptual import Perceptual
 TRAINED = "realism AUC (trained)"
 SMALL = "realism AUC (small CNN)"
 FROZEN = "realism AUC (frozen features)"
-NAMES = (TRAINED, SMALL)
 
 PAIRS = 16  # probes per step, bare and masked
 EPOCHS = {TRAINED: 6, SMALL: 10}
@@ -141,10 +140,7 @@ def _rest(side: int) -> int:
 
 def _crop(pictures: Tensor, y: int, x: int) -> Tensor:
     height, width = (side - _rest(side) for side in pictures.shape[2:])
-    batch = pictures[:, :, y : y + height, x : x + width].float() / 255
-    if min(height, width) < LEAST:
-        batch = F.interpolate(batch, scale_factor=LEAST / min(height, width), mode="bilinear")
-    return batch
+    return pictures[:, :, y : y + height, x : x + width].float() / 255
 
 
 @torch.no_grad()
@@ -170,13 +166,16 @@ def _alexnet(perceptual: Perceptual) -> nn.Module:
 
 
 class _Scale(nn.Module):
-    """[0, 1] -> what AlexNet was trained with."""
+    """[0, 1] -> what AlexNet was trained with, at least LEAST px large."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, pictures: Tensor) -> Tensor:
+        side = min(pictures.shape[2:])
+        if side < LEAST:
+            pictures = F.interpolate(pictures, scale_factor=LEAST / side, mode="bilinear")
         return self.layer(2 * pictures - 1)
 
 
