@@ -17,6 +17,7 @@ from PIL import Image
 
 from gan_mask import gallery
 from gan_mask.evaluation import command, page
+from gan_mask.evaluation.realism import FROZEN, TRAINED
 from gan_mask.report import Pair
 
 METHODS = ["none", "plain", "dm", "mf2m", "generator"]
@@ -91,8 +92,11 @@ def report() -> dict[str, Any]:
             for e, _ in sets.values()
         },
         "naturalness": {
-            m: {"LPIPS to DM": cell(0.05, 0.01), "realism AUC": {"rate": 0.8, "low": None, "high": None, "probes": 600}}
+            m: {"LPIPS to DM": cell(0.05, 0.01), FROZEN: {"rate": 0.8, "low": None, "high": None, "probes": 600}}
             for m in METHODS
+        },
+        "looks": {
+            m: {"edge step p90": {"rate": 12.34, "low": 11.34, "high": 13.34, "probes": 600}, "fine detail p10": cell(0.2), TRAINED: cell(0.9, 0.01)} for m in METHODS
         },
         "robustness": {
             title: {m: {"unchanged": cell(0.5), "JPEG 30": cell(None), "blur 1 px": cell(0.4)} for m in METHODS}
@@ -174,6 +178,7 @@ def test_figures_with_intervals_thresholds_and_command(report: dict[str, Any], o
         "refused",
         "99.38",
         "12.3",
+        "[11.3, 13.3]",
         "too few pairs",
         "41 probes of 17 people",
     ):
@@ -214,6 +219,7 @@ PARTS = [
     "verification",
     "identification",
     "naturalness",
+    "looks",
     "robustness",
     "lfw",
     "notes",
@@ -291,6 +297,24 @@ def test_the_page_fits_the_screen(browser: Any, report: dict[str, Any], out: Pat
     show(browser, out / "index.html", width)
     loaded = "return [...document.images].every(image => image.naturalWidth > 0)"
     assert browser.execute_script(loaded)
+
+
+def test_a_click_shows_a_face_large_and_another_one_closes_it(browser: Any, report: dict[str, Any], out: Path) -> None:
+    written(report, out)
+    for width in (400, 1280):
+        show(browser, out / "index.html", width)
+        face = browser.find_elements("css selector", ".faces img")[4]
+        assert browser.execute_script("return arguments[0].naturalWidth", face) >= 256
+        sizes = []
+        for _ in range(3):
+            sizes.append(browser.execute_script("return arguments[0].getBoundingClientRect().width", face))
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", face)
+            face.click()
+        assert sizes[0] == sizes[2] and sizes[1] == pytest.approx(min(0.94 * width, 0.88 * 800), abs=1)
+        browser.execute_script("document.querySelectorAll('.faces input')[0].focus()")
+        browser.switch_to.active_element.send_keys(" ")  # and without a mouse
+        first = browser.find_elements("css selector", ".faces img")[0]
+        assert browser.execute_script("return arguments[0].getBoundingClientRect().width", first) > 300
 
 
 def test_sliders_of_the_gallery_move(browser: Any, tmp_path: Path) -> None:
