@@ -96,7 +96,12 @@ def report() -> dict[str, Any]:
             for m in METHODS
         },
         "looks": {
-            m: {"edge step p90": {"rate": 12.34, "low": 11.34, "high": 13.34, "probes": 600}, "fine detail p10": cell(0.2), TRAINED: cell(0.9, 0.01)} for m in METHODS
+            m: {
+                "edge step p90": {"rate": 12.34, "low": 11.34, "high": 13.34, "probes": 600},
+                "fine detail p10": cell(0.2),
+                TRAINED: cell(0.9, 0.01),
+            }
+            for m in METHODS
         },
         "robustness": {
             title: {m: {"unchanged": cell(0.5), "JPEG 30": cell(None), "blur 1 px": cell(0.4)} for m in METHODS}

@@ -14,7 +14,7 @@ import gan_mask
 from gan_mask import attacks, commands, files, pretrained, templates, weights
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import appearance, gate, groups, output, page, realism
+from gan_mask.evaluation import appearance, gate, groups, large_photos, output, page, realism
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.protocol import choose_probes
 from gan_mask.evaluation.report import cost_of, report_of
@@ -77,6 +77,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--naturalness", action="store_true",
         help="realism AUC of a network trained for it (takes minutes) and, with AlexNet's weights, distances to DM "
         "and to real faces")  # fmt: skip
+    add("--photos", metavar="DIR",
+        help="looks on these photos at their own size, too; one sub-folder per person (default: none)")  # fmt: skip
     add("--changed-probes", type=int, default=0,
         help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip
     add("--distractors", type=int, default=1000, help="most people in the gallery besides the mate (default: 1000)")
@@ -183,6 +185,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         title, trained_cells = realism.measure(experiment, perceptual, args.seed)
         for name, cell in trained_cells.items():
             report["looks"][name][title] = cell
+    if args.photos:
+        report["looks_on_photos"] = large_photos.measure(experiment, config, args.photos)
     if missing:
         report["notes"].append(missing)
     if perceptual:
@@ -219,7 +223,7 @@ def settings_of(
     args: argparse.Namespace, config: GeneratorConfig, networks: Sequence[tuple[str, Any]]
 ) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
-    free = ("out", "cache", "methods", "require", "pairs", "naturalness", "distractors", "fars", "device")
+    free = ("out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
     values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
     values |= {"softness": config.softness, "texture": [config.texture_height, config.texture_width]}
@@ -242,6 +246,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(output.table(by_far[f"{args.far:g}"]))
     print("\nlooks; bare faces: edge step 0, fine detail 1, skin tone difference 0, realism AUC 0.5")
     print(output.table(report["looks"], factor=1, digits=2))
+    if on_photos := report.get("looks_on_photos"):
+        print(f"\nlooks on {on_photos['photos']} photos of {on_photos['people']} people, at their own size")
+        print(output.table(on_photos["methods"], factor=1, digits=2))
     for note in report["notes"]:
         print(f"note: {note}")
     print(f"\nfigures: {Path(args.out) / 'report.json'}   page: {Path(args.out) / 'index.html'}")

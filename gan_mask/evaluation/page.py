@@ -18,7 +18,8 @@ from gan_mask.evaluation.rates import BASELINES
 from gan_mask.evaluation.realism import TRAINED
 
 FACES = 6  # columns of the picture
-SIDE = 320  # px of a face in it: what a click shows larger
+SIDE = 320  # px of a face in it, which a click shows larger
+PHOTO_SIDE = 640  # px, likewise, of faces in large photos
 BENIGN = ("none", *BASELINES)
 INK = "#010203"  # in plots; becomes the page's own colour of text, be it light or dark
 # Okabe & Ito's colours, which colour-blind readers tell apart; greys for what is benign.
@@ -46,7 +47,8 @@ def write(report: Mapping[str, Any], cost: Mapping[str, Any], out: Path) -> None
         colours=COLOURS,
         other_colour=OTHER,
         measures=measures,
-        faces=_faces(report, out),
+        faces=_faces(report.get("pictures", {}).get("faces", {}), out, SIDE),
+        photos=_faces(report.get("looks_on_photos", {}).get("faces", {}), out, PHOTO_SIDE),
         curves={
             name: {"ROC": _roc(cells, report["fars"], f"roc{i}"), "DET": _det(cells, report["fars"], f"det{i}")}
             for i, (name, cells) in enumerate(verification.items())
@@ -105,17 +107,16 @@ def _command(options: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------- pictures
 
 
-def _faces(report: Mapping[str, Any], out: Path) -> dict[str, list[str]]:
-    """method -> data URIs of the same few faces."""
-    listed: dict[str, list[str]] = report.get("pictures", {}).get("faces", {})
+def _faces(listed: Mapping[str, list[str]], out: Path, side: int) -> dict[str, list[str]]:
+    """method -> data URIs of the same few faces, side px large, of the listed files in `out`."""
     count = min((len(paths) for paths in listed.values()), default=0)
     chosen = np.linspace(0, count - 1, min(FACES, count)).astype(int)
-    return {method: [_uri(out / paths[i]) for i in chosen] for method, paths in listed.items() if count}
+    return {method: [_uri(out / paths[i], side) for i in chosen] for method, paths in listed.items() if count}
 
 
-def _uri(path: Path) -> str:
+def _uri(path: Path, side: int) -> str:
     with Image.open(path) as image:
-        return html.data_uri(image, SIDE, enlarge=True)
+        return html.data_uri(image, side, enlarge=True)
 
 
 # ------------------------------------------------------------------------------------------- plots
