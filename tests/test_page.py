@@ -108,6 +108,12 @@ def report() -> dict[str, Any]:
             for title in sets
         },
         "robustness_probes": 100,
+        "looks_on_photos": {
+            "photos": 15, "people": 7, "mask_width_px": [90, 400, 1312],
+            "left_out": {"p1/blurred.jpg": "no face found"},
+            "methods": {m: {"fine detail p10": cell(0.0771, 0.001)} for m in METHODS},
+            "faces": {m: [f"faces/{m}/{i}.png" for i in range(2)] for m in METHODS},
+        },
         "lfw": {"dlib": {"accuracy": 0.9938, "sd": 0.003, "pairs": 5990, "missing": 10}},
         "notes": ["dlib, FAR 0.0001: too few pairs"],
         "pictures": {"strip": "strip.png", "faces": {m: [f"faces/{m}/{i}.png" for i in range(3)] for m in METHODS}},
@@ -168,7 +174,7 @@ def test_the_page_needs_nothing_else_and_can_be_read_aloud(report: dict[str, Any
     assert len(ids) == len(set(ids))
     assert all(f"#{attributes['id']}" for attributes in result.all("section") if "id" in attributes)
     assert {a["href"] for a in result.all("a")} <= {f"#{i}" for i in ids}
-    assert len(result.all("img")) == 15 and all(image["alt"] for image in result.all("img"))
+    assert len(result.all("img")) == 15 + 10 and all(image["alt"] for image in result.all("img"))
     assert len(result.all("h1")) == 1
 
 
@@ -183,6 +189,8 @@ def test_figures_with_intervals_thresholds_and_command(report: dict[str, Any], o
         "refused",
         "99.38",
         "12.3",
+        "0.0771",
+        "p1/blurred.jpg: no face found",
         "[11.3, 13.3]",
         "too few pairs",
         "41 probes of 17 people",
@@ -225,6 +233,7 @@ PARTS = [
     "identification",
     "naturalness",
     "looks",
+    "looks_on_photos",
     "robustness",
     "lfw",
     "notes",
