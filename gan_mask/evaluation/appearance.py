@@ -26,6 +26,7 @@ PLACES = 12  # along each half of the edge
 ENDS = 0.12  # of each half of the edge, left out at both ends, where hair and ears begin
 SAMPLES = (5, 25)  # fewest and most samples across a band: one per pixel in between
 SIGMA = 1.5  # px: what a Gaussian of this width takes away is fine detail
+RIM = 5  # px (3 sigma) at the mask's edge that are left out: there the edge itself would count as detail
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R'G'B' (ITU-R BT.601)
 
 MEASURES = ("edge step", "fine detail", "skin tone difference")
@@ -118,8 +119,16 @@ def _width(landmarks: np.ndarray) -> float:
 
 
 def fine_detail(bare: np.ndarray, masked: np.ndarray, inside: np.ndarray) -> float:
-    """RMS of the high-passed luminance in the region `inside`, masked over bare. 1: as much as the skin had."""
-    rms = [np.sqrt((_high_pass(picture)[inside] ** 2).mean()) if inside.any() else 0.0 for picture in (masked, bare)]
+    """RMS of the high-passed luminance in the region `inside` but for its rim, masked over bare.
+
+    1: as much as the skin had; a uniform patch has 0, however hard its edge.
+    """
+    from scipy.ndimage import binary_erosion
+
+    inner = binary_erosion(inside, iterations=RIM)
+    if not inner.any():
+        return np.nan
+    rms = [np.sqrt((_high_pass(picture)[inner] ** 2).mean()) for picture in (masked, bare)]
     return float(rms[0] / rms[1]) if rms[1] > 1e-6 else np.nan  # a uniform picture is left with rounding errors
 
 
