@@ -200,6 +200,14 @@ def test_figures_with_intervals_thresholds_and_command(report: dict[str, Any], o
     assert "--harmonise" not in text
 
 
+def test_success_is_set_against_the_trained_realism_auc_where_there_is_one(report: dict[str, Any], out: Path) -> None:
+    label = "Joint success against the trained realism AUC"
+    assert label in str(written(report, out).tags)
+    for row in report["looks"].values():
+        del row[TRAINED]
+    assert label not in str(written(report, out).tags)  # LPIPS to DM is no measure of looks
+
+
 def test_the_same_report_gives_the_same_bytes(report: dict[str, Any], out: Path) -> None:
     written(report, out)
     first = (out / "index.html").read_bytes()
