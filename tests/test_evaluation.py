@@ -15,10 +15,10 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from PIL import Image
 
-from gan_mask import evaluation, masking, pretrained, templates
+from gan_mask import evaluation, masking, pretrained, templates, weights
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import command, gate, groups, looks, run
+from gan_mask.evaluation import appearance, command, gate, groups, looks, realism, run
 from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
@@ -228,7 +228,7 @@ MEASURED = {
     ],
 )
 def test_limits(text, broken):
-    reasons = gate.broken(gate.parse(text, SETS, ["dm", "mf2m", "generator"]), MEASURED, 0.001)
+    reasons = gate.broken(gate.parse(text, SETS, ["dm", "mf2m", "generator"]), MEASURED, 0.001, {})
     assert [reason.split(": ")[1].split(" has ")[0] for reason in reasons] == broken
     assert all(reason.startswith(text) and "[" in reason for reason in reasons)
 
@@ -369,6 +369,48 @@ def test_groups_are_parts_of_all_probes(evaluated):
             assert group["rates"]["dm"]["mask detection fake"]["probes"] == len(masked)
             if masked:
                 assert group["rates"]["dm"]["mask detection fake"]["rate"] == pytest.approx(np.mean(masked))
+
+
+def test_looks_follow_from_the_written_files_and_their_table(evaluated, prepared):
+    """Medians and percentiles once more from looks.csv; one row's edge step and tone once more from its files."""
+    out, report, _ = evaluated
+    with open(out / "looks.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert report["looks"]["none"]["edge step p90"]["rate"] == 0
+    assert report["looks"]["none"]["fine detail p10"]["rate"] == 1
+    for method, cells in report["looks"].items():
+        for name, share in (("edge step", 90), ("fine detail", 10), ("skin tone difference", 50)):
+            values = [float(r[name.replace(" ", "_")]) for r in rows if r["method"] == method]
+            cell = cells[f"{name} {'median' if share == 50 else f'p{share}'}"]
+            assert cell["rate"] == pytest.approx(np.percentile(values, share), abs=1e-4)
+            assert cell["low"] <= cell["rate"] <= cell["high"] and cell["probes"] == report["probes"]
+    photos = PreparedSet(prepared, "test")
+    probes = choose_probes(photos, 500, 0)
+    assert [r["probe"] for r in rows if r["method"] == "dm"] == [photos.source(int(i)) for i in probes.index]
+    pictures = [np.asarray(Image.open(out / "faces" / name / "00000.png")) for name in ("none", "dm")]
+    found = appearance.measure(*pictures, photos.landmarks(int(probes.index[0])).numpy())
+    row = next(r for r in rows if r["method"] == "dm")
+    assert float(row["edge_step"]) == pytest.approx(found["edge step"], abs=1e-4)
+
+
+def test_without_alexnet_a_small_cnn_is_trained_under_its_own_name_and_only_once(
+    fakes, prepared, tmp_path, capsys, monkeypatch
+):
+    def missing(**_):
+        raise weights.MissingWeights("weights 'alexnet_features.safetensors' not found")
+
+    monkeypatch.setattr(pretrained, "load_perceptual", missing)
+    options = ["--data", str(prepared), "--out", str(tmp_path), *USUAL, "--methods", "dm", "--naturalness"]
+    evaluation.main([*options, "--require", "dm/realism_auc_small_cnn>=0"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "naturalness" not in report and "alexnet_features.safetensors" in report["notes"][-1]
+    cells = {method: row["realism AUC (small CNN)"] for method, row in report["looks"].items()}
+    assert 0 <= cells["none"]["rate"] <= 1 and cells["dm"]["probes"] == report["probes"]
+    assert "small CNN" in (tmp_path / "index.html").read_text()
+    assert "measures realism_auc_small_cnn" in error(capsys, *options, "--require", "dm/realism_auc<=1")
+    monkeypatch.setattr(realism, "cell_of", None)
+    evaluation.main(options)
+    assert json.loads((tmp_path / "report.json").read_text())["looks"] == report["looks"]
 
 
 def settle(report: dict) -> dict:
@@ -622,7 +664,6 @@ def test_dodging_is_what_dlibs_own_program_says_by_its_rule_of_0_6(tmp_path):
     import dlib
     from conftest import embedded_photo
 
-    from gan_mask import weights
     from gan_mask.faces import FaceFinder, read_image
     from gan_mask.sampling.sampler import wear_on_photo
 

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 import gan_mask
-from gan_mask import attacks, commands, files, masking, pretrained, templates
+from gan_mask import attacks, commands, files, masking, pretrained, templates, weights
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import gate, groups, output, page
+from gan_mask.evaluation import appearance, gate, groups, large_photos, output, page, realism
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.protocol import choose_probes
 from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.pretrained.perceptual import Perceptual
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.surrogates import Surrogates
 
@@ -79,7 +80,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("further measures").add_argument
     add("--naturalness", action="store_true",
-        help="distance to DM, distances to real faces, realism AUC (needs AlexNet's weights for LPIPS)")  # fmt: skip
+        help="realism AUC of a network trained for it (takes minutes) and, with AlexNet's weights, distances to DM "
+        "and to real faces")  # fmt: skip
+    add("--photos", metavar="DIR",
+        help="looks on these photos at their own size, too; one sub-folder per person (default: none)")  # fmt: skip
     add("--changed-probes", type=int, default=0,
         help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip
     add("--distractors", type=int, default=1000, help="most people in the gallery besides the mate (default: 1000)")
@@ -158,7 +162,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     config = generator.config if generator else GeneratorConfig()
     sets = {"surrogates": (args.surrogates, args.detectors), "held-out": (args.held_out, args.held_out_detectors)}
     sets = {title: networks for title, networks in sets.items() if any(networks)}
-    limits = [gate.parse(text, sets, args.methods) for text in args.require]
+    perceptual, missing = _perceptual(device) if args.naturalness else (None, None)
+    trained = (realism.TRAINED if perceptual else realism.SMALL) if args.naturalness else None
+    limits = [gate.parse(text, sets, args.methods, trained) for text in args.require]
     embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
     surrogate, held_out = (
@@ -166,7 +172,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         for e, d in ((args.surrogates, args.detectors), (args.held_out, args.held_out_detectors))
     )
     check_held_out(generator, surrogate, held_out)
-    perceptual = pretrained.load_perceptual(device=device) if args.naturalness else None
     texture_size = (config.texture_height, config.texture_width)
     bank = None if args.templates == ["match"] else templates.load_all(args.templates, texture_size)
 
@@ -203,6 +208,17 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     seen, changed, costs = collect(experiment)
     estimated = groups.estimates(photos, probes)
     report = report_of(args, experiment, sets, calibration, clean, seen, changed, estimated)
+    landmarks = torch.stack([photos.landmarks(int(i)) for i in probes.index])
+    appearances = appearance.measure_all({name: experiment.paths(name) for name in methods}, landmarks.numpy())
+    report["looks"] = {name: appearance.table(values, probes.identity) for name, values in appearances.items()}
+    if args.naturalness:
+        title, trained_cells = realism.measure(experiment, perceptual, args.seed)
+        for name, cell in trained_cells.items():
+            report["looks"][name][title] = cell
+    if args.photos:
+        report["looks_on_photos"] = large_photos.measure(experiment, config, args.photos)
+    if missing:
+        report["notes"].append(missing)
     if perceptual:
         from gan_mask.evaluation import naturalness
 
@@ -210,7 +226,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         report["naturalness"] = naturalness.measure(
             {name: experiment.paths(name) for name in methods},
             torch.stack([clean.photos.faces(int(i)) for i in real]),
-            torch.stack([photos.landmarks(int(i)) for i in probes.index]),
+            landmarks,
             probes.identity,
             clean.photos.identities[real],
             perceptual,
@@ -218,18 +234,26 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         )
     if args.pairs:
         report["lfw"] = lfw_accuracy(args, embedders)
-    report["limits"] = {limit.text: gate.broken(limit, report["rates"], args.far) for limit in limits}
+    report["limits"] = {limit.text: gate.broken(limit, report["rates"], args.far, report["looks"]) for limit in limits}
     cost = cost_of(experiment, costs)
-    output.write(experiment, report, cost, seen, clean, changed, estimated)
+    output.write(experiment, report, cost, seen, clean, changed, estimated, appearances)
     page.write(report, cost, experiment.out)
     return report
+
+
+def _perceptual(device: str) -> tuple[Perceptual | None, str | None]:
+    """LPIPS with AlexNet; where its weights are missing, None and a note for the report."""
+    try:
+        return pretrained.load_perceptual(device=device), None
+    except weights.MissingWeights as error:
+        return None, f"{realism.SMALL} in place of {realism.TRAINED}, no LPIPS, no distances to real faces: {error}"
 
 
 def settings_of(
     args: argparse.Namespace, config: GeneratorConfig, networks: Sequence[tuple[str, Any]]
 ) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
-    free = ("out", "cache", "methods", "require", "pairs", "naturalness", "distractors", "fars", "device")
+    free = ("out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
     values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
     values |= {"softness": config.softness, "texture": [config.texture_height, config.texture_width]}
@@ -251,6 +275,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for title, by_far in report["rates"].items():
         print(f"\n{title}, thresholds at FAR {args.far:g}; per cent [95 % interval over identities]")
         print(output.table(by_far[f"{args.far:g}"]))
+    print("\nlooks; bare faces: edge step 0, fine detail 1, skin tone difference 0, realism AUC 0.5")
+    print(output.table(report["looks"], factor=1, digits=2))
+    if on_photos := report.get("looks_on_photos"):
+        print(f"\nlooks on {on_photos['photos']} photos of {on_photos['people']} people, at their own size")
+        print(output.table(on_photos["methods"], factor=1, digits=2))
     for note in report["notes"]:
         print(f"note: {note}")
     print(f"\nfigures: {Path(args.out) / 'report.json'}   page: {Path(args.out) / 'index.html'}")
