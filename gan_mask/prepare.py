@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 import zipfile
@@ -42,7 +43,7 @@ from gan_mask.data import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, UnreadableImage, align
 from gan_mask.files import read_json, remove_leftovers, replacing, write_json
-from gan_mask.photo_source import Photo, Source
+from gan_mask.photo_source import Photo, Source, doubts
 
 CHUNK = 64  # photos
 PIXELS_AT_ONCE = 32_000_000  # decoded photos held in memory, so that a chunk of huge ones fits
@@ -60,7 +61,7 @@ class Settings:
     splits: tuple[float, ...] = (0.9, 0.05, 0.05)
     seed: int = 0
     quality: int = 95
-    identity_regex: str = r"(.+?)(_\d+)?"
+    identity_regex: str | None = None  # by folder, see photo_source.people
 
     def check(self) -> None:
         def need(true: bool, option: str, expected: str) -> None:
@@ -75,6 +76,8 @@ class Settings:
         need(1 <= self.quality <= 100, "quality", "1 to 100")
         fine = len(self.splits) == 3 and min(self.splits) >= 0 and math.isclose(sum(self.splits), 1, abs_tol=1e-6)
         need(fine, "splits", "three fractions that sum to 1, such as 0.9,0.05,0.05")
+        if self.identity_regex is None:
+            return
         try:
             groups = re.compile(self.identity_regex).groups
         except re.error as error:
@@ -227,6 +230,8 @@ def prepare(
         raise GanMaskError(f"--workers: expected 1 or more, got {workers}")
     source_path, dst = EMBEDDED if str(src) == "synthetic" else Path(src), Path(dst)
     photos = Source(source_path).photos(settings.identity_regex)
+    if settings.identity_regex is None and (doubt := doubts(photos)):
+        print(commands.printable(doubt), file=sys.stderr)
     listing = "\n".join(photo.path for photo in photos).encode(*UTF8)
     begun = {
         "format": FORMAT, "source": source_path.resolve().name, "photos": len(photos),
@@ -405,8 +410,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("source and destination").add_argument
     add(
         "src", metavar="SRC",
-        help="folder or .zip: PERSON/photo.* (LFW, VGGFace2, CASIA-WebFace), or photos in one folder, whose persons "
-        "come from the file names; or the word `synthetic` for the faces in the package",
+        help="folder or .zip: PERSON/photo.*, also in folders below (LFW, VGGFace2, CASIA-WebFace), or photos in no "
+        "folder, whose persons are their file names without a trailing _NNNN; or the word `synthetic` for the faces in "
+        "the package",
     )  # fmt: skip
     add("dst", metavar="DST", help="new folder for the prepared set")
 
@@ -418,8 +424,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=d.seed, help="of the split")
     add(
         "--identity-regex", default=d.identity_regex,
-        help="for photos in one folder: matched against the file name without suffix, group 1 is the person; "
-        "the default drops a trailing _NNNN",
+        help="its group 1 is the person; matched against the file name without suffix or, where there is a / in it, "
+        "against the path in SRC",
     )  # fmt: skip
 
     add = parser.add_argument_group("faces").add_argument
