@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from PIL import ExifTags, Image, ImageCms
 
 from gan_mask import masking, photo_files, pretrained, sampling, templates
 from gan_mask.faces import FaceFinder
-from gan_mask.networks import Generator
+from gan_mask.networks import Generator, GeneratorConfig
 from gan_mask.sampling import command, sampler
 from gan_mask.sampling.folder import JOURNAL
-from gan_mask.sampling.sampler import wear_on_photo
+from gan_mask.sampling.sampler import Photo, Sampler, wear_on_photo
 
 PEOPLE = (4, 14, 56, 34, 20)
 CAFE = os.fsdecode(b"caf\xe9.png")  # a name that is not UTF-8
@@ -87,6 +88,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     Generator(widths=(4, 8), noise=4, kernel=3, size=96, default_template="face-010").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def finder() -> FaceFinder:
+    return FaceFinder()
+
+
+def sampler_of(method: Any, finder: FaceFinder, batch_size: int) -> Sampler:
+    return Sampler(
+        source=Path("."), out=Path("."), config=GeneratorConfig(), method=method, method_name="dm", checkpoint=None,
+        template="face-001", harmonise=False, seed=0, largest=False, batch_size=batch_size, device="cpu",
+        finder=finder, embedders={}, detectors={},
+    )  # fmt: skip
 
 
 Run = Callable[..., int]
@@ -285,6 +299,29 @@ def test_wearing_on_a_part_of_the_photo_equals_wearing_on_all_of_it() -> None:
     assert np.abs(worn - (expected * 255).numpy()).max() < 1
     outside = masking.region(torch.from_numpy(landmarks)[None], 300, 400)[0, 0].numpy() == 0
     assert (worn[outside] == photo[outside]).all()
+
+
+def test_masks_of_neighbours_do_not_depend_on_the_batch(finder: FaceFinder) -> None:
+    """Each texture is made from the photo as it was, also where the masks of other faces reach into it."""
+    image = np.asarray(Image.new("RGB", (400, 300), "gray")).copy()
+    image[20:276, 20:276] = np.asarray(face(4))
+    image[60:260, 190:390] = np.asarray(face(14, 200))
+    (faces,) = finder.find([image])
+    assert len(faces) == 2
+    seen: dict[int, torch.Tensor] = {}
+    worn = {}
+    for size in (1, 2):
+        crops: list[torch.Tensor] = []
+
+        def method(faces: torch.Tensor, landmarks: torch.Tensor, bank: torch.Tensor, into: Any = crops) -> torch.Tensor:
+            into.append(faces)
+            return bank + faces.mean((1, 2, 3))[:, None, None, None] - 0.5  # something of the crop
+
+        photo = Photo("a.png", image.copy(), faces)
+        sampler_of(method, finder, size).wear([photo])
+        seen[size], worn[size] = torch.cat(crops), photo.image
+    assert torch.equal(seen[1], seen[2])
+    assert (worn[1] == worn[2]).all() and (worn[1] != image).any()
 
 
 # ------------------------------------------------------------------------------------------- options
