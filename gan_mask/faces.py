@@ -25,7 +25,13 @@ from gan_mask.errors import GanMaskError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+# Files of these names are photos. Some cannot be read here; they are told of rather than passed over.
+RAW_SUFFIXES = frozenset(".arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())
+IMAGE_SUFFIXES = RAW_SUFFIXES | frozenset(
+    ".apng .avif .bmp .gif .heic .heif .hif .jfif .jp2 .jpe .jpeg .jpg .jxl .mpo .pgm .png .pnm .ppm .tif .tiff "
+    ".webp".split()
+)
+HEIC_BRANDS = {b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx"}
 MAX_PIXELS = 100_000_000  # larger photos are refused before they are decoded
 _BICUBIC = Image.Resampling.BICUBIC
 MAX_BYTES = 1 << 30  # larger files are refused before they are read
@@ -74,6 +80,10 @@ def opened(source: str | Path | bytes, name: str | None = None) -> Iterator[Imag
         raise UnreadableImage(name, f"cannot be read ({error.strerror})") from error
     if not content:
         raise UnreadableImage(name, "the file is empty")
+    if Path(name).suffix.lower() in RAW_SUFFIXES:  # Pillow would take the small preview in it for the photo
+        raise UnreadableImage(name, "a camera's raw file; develop it to JPEG or TIFF first")
+    if content[4:8] == b"ftyp" and HEIC_BRANDS & {content[i : i + 4] for i in range(8, 64, 4)}:
+        _learn_heic(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; its size warning is our error below
         try:
@@ -91,6 +101,14 @@ def opened(source: str | Path | bytes, name: str | None = None) -> Iterator[Imag
             raise UnreadableImage(name, f"damaged or unsupported image ({error})") from error
 
 
+def _learn_heic(name: str) -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UnreadableImage(name, "a HEIC photo; to read these: pip install pillow-heif") from None
+    pillow_heif.register_heif_opener()
+
+
 def _read_file(path: Path, name: str) -> bytes:
     if path.exists() and not path.is_file():  # a folder, or a pipe that would block
         raise UnreadableImage(name, "not a file")
@@ -104,8 +122,8 @@ def _too_large(found: str) -> str:
 
 
 def _decode(image: Image.Image) -> np.ndarray:
-    orientation = image.getexif().get(0x0112)  # before pixels are loaded: that may drop the metadata
-    image.load()
+    image.load()  # turns TIFF and HEIC upright, and then takes the tag away; PNG may have its EXIF after the pixels
+    orientation = image.getexif().get(0x0112)
     if image.mode.startswith("I") or image.mode == "F":
         grey = _to_8_bit(np.asarray(image), image.mode)
         image = Image.fromarray(grey)

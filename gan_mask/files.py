@@ -12,6 +12,8 @@ from typing import Any
 
 from gan_mask.errors import GanMaskError
 
+NAME_BYTES = 255  # of a file's name, at most, on nearly all file systems
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -20,7 +22,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    ending = f".{os.getpid()}.tmp"
+    stem = path.name if len(os.fsencode(f".{path.name}{ending}")) <= NAME_BYTES else digest(path.name)
+    temporary = path.with_name(f".{stem}{ending}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -90,7 +94,7 @@ def sha256(path: str | Path) -> str:
 
 def digest(text: str) -> str:
     """SHA-256 of a text, as hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def safe_name(text: str) -> str:

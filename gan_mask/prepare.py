@@ -456,12 +456,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     commands.forget_old_shapes()
     with commands.ending(f"run the same command again to continue {dst}"):
-        summary = prepare(src, dst, Settings(**args), workers, device)
+        print_summary(prepare(src, dst, Settings(**args), workers, device), Path(dst))
+        print(f"{time.monotonic() - started:.0f} s")
+
+
+def print_summary(summary: dict[str, Any], dst: Path) -> None:
     for name, part in summary["splits"].items():
         print(f"{name:5} {part['people']:7} people {part['faces']:8} faces" + ("" if part["faces"] else "  (empty)"))
     print(f"{summary['photos']} photos -> {summary['faces']} faces of {summary['people']} people")
     print(
         f"left out: {summary['no face']} without a face, {summary['unreadable']} unreadable; "
-        f"{summary['several faces']} with several faces, one kept; see {Path(dst) / 'skipped.csv'}"
+        f"{summary['several faces']} with several faces, one kept; see {dst / 'skipped.csv'}"
     )
-    print(f"{time.monotonic() - started:.0f} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, embedded_photo
-from PIL import Image
+from conftest import CASES, REPOSITORY, embedded_photo
+from PIL import Image, features
 
 from gan_mask import landmarks as lm
 from gan_mask.errors import GanMaskError
@@ -42,11 +43,63 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = upright.transpose(stored_as) if stored_as is not None else upright
-    for kind in ("PNG", "JPEG", "WEBP"):
-        options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    lossy = {"quality": 100, "subsampling": 0}
+    kinds = {"PNG": {}, "TIFF": {}, "JPEG": lossy, "WEBP": {"lossless": True}}
+    if features.check("avif"):
+        kinds["AVIF"] = {"quality": 100, "subsampling": "4:4:4"}
+    for kind, options in kinds.items():
         decoded = read_image(encoded(stored, kind, exif=exif, **options))
         assert decoded.shape == GRADIENT.shape
         assert np.abs(decoded.astype(int) - GRADIENT).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_is_turned_as_the_jpeg_of_the_same_photo(orientation: int) -> None:
+    tiff, jpeg = (read_image(CASES / "01_tiff" / f"orientation{orientation}.{kind}") for kind in ("tif", "jpg"))
+    assert tiff.shape == jpeg.shape and np.abs(tiff.astype(int) - jpeg).mean() < 3
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg"])
+def test_a_compressed_tiff_of_several_pages_is_turned_once(compression: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(GRADIENT).transpose(Image.Transpose.ROTATE_90)
+    content = encoded(stored, "TIFF", exif=exif, compression=compression, save_all=True, append_images=[stored])
+    decoded = read_image(content)
+    assert decoded.shape == GRADIENT.shape and np.abs(decoded.astype(int) - GRADIENT).mean() < 4
+
+
+def test_exif_behind_the_pixels_of_a_png_counts() -> None:
+    """As other programs write it; Pillow itself writes it before them."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = encoded(Image.fromarray(GRADIENT[::-1, ::-1].copy()), exif=exif)
+    at = content.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(content[at : at + 4], "big")
+    end = content.index(b"IEND") - 4
+    moved = content[:at] + content[at + length : end] + content[at : at + length] + content[end:]
+    assert np.array_equal(read_image(moved), GRADIENT)
+
+
+def test_a_heic_photo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under another name, as phones' apps save them."""
+    path = CASES / "16_heic" / "IMG_0001.HEIC"
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
+    for source, name in ((path, None), (path.read_bytes(), "a.jpg")):
+        with pytest.raises(UnreadableImage, match="HEIC photo.*pip install pillow-heif"):
+            read_image(source, name)
+
+
+def test_a_heic_photo_is_read_where_pillow_heif_is_installed() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif, which is no dependency")
+    pillow_heif.register_heif_opener()
+    decoded = read_image(encoded(Image.fromarray(GRADIENT), "HEIF", quality=95), "IMG_1.HEIC")
+    assert decoded.shape == GRADIENT.shape and np.abs(decoded.astype(int) - GRADIENT).mean() < 4
+
+
+def test_a_raw_file_is_not_taken_for_its_preview() -> None:
+    with pytest.raises(UnreadableImage, match="raw file"):
+        read_image(encoded(Image.fromarray(GRADIENT), "TIFF"), "IMG_1.NEF")
 
 
 @pytest.mark.parametrize("value", [0, 9, 60000])

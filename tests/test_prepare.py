@@ -275,6 +275,29 @@ def test_files_of_systems_are_no_photos(hidden: str, tmp_path: Path) -> None:
         assert who(source) == {"A/1.jpg": "A"}
 
 
+def test_heic_photos_are_listed_where_they_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
+    assert (
+        prepare(CASES / "16_heic", tmp_path / "set", Settings(size=32))["photos"] == 2
+    )  # a hidden file lies there, too
+    with open(tmp_path / "set" / "skipped.csv", newline="") as f:
+        (row,) = (row for row in csv.DictReader(f) if row["reason"] == "unreadable")
+    assert row["path"] == "IMG_0001.HEIC" and "pip install pillow-heif" in row["detail"]
+
+
+def test_a_name_of_two_lines_is_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a\nb.jpg").write_text("no photo")
+    (tmp_path / "photos" / f"{'x' * 246}.webp").write_bytes(embedded_photo("id_0001/view_1"))
+    assert status(main, [str(tmp_path / "photos"), str(tmp_path / "set"), "--workers", "1"]) == 0
+    with open(tmp_path / "set" / "skipped.csv", newline="") as f:
+        assert [row["path"] for row in csv.DictReader(f)] == ["a\nb.jpg"]
+    assert PreparedSet(tmp_path / "set").person(0) == "x" * 246
+    (tmp_path / "photos" / f"{'x' * 246}.webp").unlink()
+    assert status(main, [str(tmp_path / "photos"), str(tmp_path / "none"), "--workers", "1"]) == 2
+    assert "a\\nb.jpg" in capsys.readouterr().err
+
+
 def test_a_file_twice_in_a_zip_is_refused_in_either_spelling(tmp_path: Path) -> None:
     with pytest.raises(GanMaskError, match="is in it twice"):
         who(zipped(tmp_path / "a.zip", "A/1.jpg", "A\\1.jpg"))

@@ -151,9 +151,11 @@ def load(args: argparse.Namespace) -> Sampler:
     surrogates = Surrogates(
         list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
     )
+    faces = Path(args.faces)
     return Sampler(
-        source=Path(args.faces), out=Path(args.out), config=config, method=method_of(args, generator, surrogates),
-        method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template,
+        source=faces if faces.is_dir() else faces.parent, out=Path(args.out), config=config,
+        method=method_of(args, generator, surrogates), method_name=args.method,
+        checkpoint=checkpoint_of(args).name if generator else None, template=template,
         harmonise=args.harmonise, seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
         finder=FaceFinder(args.device, args.min_score),
         embedders=embedders, detectors=detectors,
