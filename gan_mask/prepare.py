@@ -109,6 +109,8 @@ class Worker:
             if len(faces) > 1:
                 box = " ".join(f"{edge:.0f}" for edge in face.box)
                 notes.append((photo.path, "several faces", f"kept the one at {box} of {len(faces)}"))
+            if face.doubt:
+                notes.append((photo.path, "doubtful landmarks", f"kept; {face.doubt}"))
             crop, landmarks = align(image, face.landmarks, self.settings.size, self.settings.margin)
             encoded = BytesIO()
             Image.fromarray(crop).save(encoded, "JPEG", quality=self.settings.quality, subsampling=0)
@@ -376,6 +378,7 @@ def _finish(dst: Path, parts: Sequence[Path], settings: Settings, begun: dict[st
     summary = {
         "photos": begun["photos"], "faces": faces, "people": len(people), "splits": splits,
         "no face": reasons["no face"], "unreadable": reasons["unreadable"], "several faces": reasons["several faces"],
+        "doubtful landmarks": reasons["doubtful landmarks"],
     }  # fmt: skip
     write_json(dst / "summary.json", summary)
     sizes = {name: os.path.getsize(dst / name) for name in ("index.npy", "crops.bin", "strings.bin")}
@@ -466,5 +469,6 @@ def print_summary(summary: dict[str, Any], dst: Path) -> None:
     print(f"{summary['photos']} photos -> {summary['faces']} faces of {summary['people']} people")
     print(
         f"left out: {summary['no face']} without a face, {summary['unreadable']} unreadable; "
-        f"{summary['several faces']} with several faces, one kept; see {dst / 'skipped.csv'}"
+        f"{summary['several faces']} with several faces, one kept; "
+        f"{summary.get('doubtful landmarks', 0)} with doubtful landmarks, kept; see {dst / 'skipped.csv'}"
     )

@@ -16,9 +16,10 @@ import torch
 from conftest import CASES, REPOSITORY, embedded_photo
 from PIL import Image, features
 
+from gan_mask import faces
 from gan_mask import landmarks as lm
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import FaceFinder, UnreadableImage, align, read_image
+from gan_mask.faces import Face, FaceFinder, UnreadableImage, align, read_image
 
 GRADIENT = np.dstack([*np.meshgrid(np.arange(0, 240, 5), np.arange(0, 160, 5)), np.full((32, 48), 90)]).astype("u1")
 
@@ -251,6 +252,38 @@ def test_landmarks_of_real_faces(finder: FaceFinder, shared: Path) -> None:
     assert all(found)
     errors = [min(error(f.landmarks, r) for f in faces) for faces, r in zip(found, reference, strict=True)]
     assert np.median(errors) < 0.01 and np.percentile(errors, 90) < 0.03
+
+
+def leaning(person: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """An embedded face at twice its size, turned clockwise, and its landmarks: dlib's on the upright one, turned."""
+    name = f"id_{person:04d}/view_1"
+    with np.load(REPOSITORY / "gan_mask/assets/synthfaces_landmarks.npz") as file:
+        points = file["landmarks68"][file["names"].tolist().index(f"synthfaces/{name}.webp")]
+    upright = Image.fromarray(read_image(embedded_photo(name))).resize((256, 256), Image.Resampling.BICUBIC)
+    wide = Image.fromarray(np.pad(np.asarray(upright), ((100, 100), (100, 100), (0, 0)), "edge"))
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned = ((points + 0.5) * 2 - 128) @ np.array([[c, s], [-s, c]]) + 228 - 0.5
+    return np.asarray(wide.rotate(-degrees, Image.Resampling.BICUBIC)), turned
+
+
+@pytest.mark.parametrize("degrees", [0, 20, -30, 45, -60, 75, -90])
+def test_landmarks_of_leaning_faces(finder: FaceFinder, degrees: float) -> None:
+    found = 0
+    for person in (1, 4, 14, 30):
+        photo, reference = leaning(person, degrees)
+        for face in finder.find([photo])[0][:1]:
+            found += 1
+            assert error(face.landmarks, reference) < 0.06 and not face.doubt
+    assert found >= (4 if abs(degrees) <= 45 else 1)  # MTCNN finds few that lie
+
+
+def test_landmarks_far_from_the_detectors_points_are_doubtful() -> None:
+    landmarks = lm.frame(100, 0.3).numpy()
+    points = lm.points5(torch.from_numpy(landmarks)).numpy()
+    eyes = np.linalg.norm(points[1] - points[0])
+    assert Face(np.zeros(4), 1.0, landmarks, faces._disagreement(landmarks, points)).doubt == ""
+    assert faces._disagreement(landmarks, points + (0.3 * eyes, 0)) == pytest.approx(0.3, abs=1e-3)
+    assert "0.30 eye distances" in Face(np.zeros(4), 1.0, landmarks, 0.3).doubt
 
 
 def test_mixed_sizes_crowds_and_empty_pictures(finder: FaceFinder) -> None:

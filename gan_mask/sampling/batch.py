@@ -54,13 +54,14 @@ def _write(sampler: Sampler, photo: Photo, targets: Targets) -> list[Row]:
         target = targets.png
         reason = "only the first picture of an animation" if original.frames > 1 else f"{original.format} holds no tag"
         note = f"written as PNG ({reason})"
+    notes = [", ".join(filter(None, (note, face.doubt))) for face in photo.faces]
     named = dict.fromkeys(photo.worn[index]["template"] for index in range(len(photo.faces)))
     tag = photo_files.provenance(sampler.method_name, sampler.checkpoint, ",".join(named))
     photo_files.write(photo.image, sampler.out / target, original, tag)
     return [
         {
             "photo": photo.name, "status": "ok", "written": target, "face": index,
-            "box": " ".join(f"{edge:.1f}" for edge in face.box), "note": note, **photo.worn[index],
+            "box": " ".join(f"{edge:.1f}" for edge in face.box), "note": notes[index], **photo.worn[index],
         }
         for index, face in enumerate(photo.faces)
     ]  # fmt: skip
