@@ -88,9 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source = f"{Path(options.data).resolve().name}, split {options.split or 'all'}"
         result = calibrate(load_embedder(options.embedder, options.device), faces, source, options.device)
         path = save(result, options.embedder, options.out)
-    for far, cosine in result["cosine"].items():
-        print(f"FAR {far}: cosine {cosine:.4f}")
-    print(f"{result['provenance']['impostor_pairs']:,} impostor pairs; written to {path}")
+        for far, cosine in result["cosine"].items():
+            print(f"FAR {far}: cosine {cosine:.4f}")
+        print(f"{result['provenance']['impostor_pairs']:,} impostor pairs; written to {path}")
 
 
 if __name__ == "__main__":

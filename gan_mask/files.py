@@ -14,6 +14,7 @@ from gan_mask.errors import GanMaskError
 
 if TYPE_CHECKING:
     from torch import Tensor
+NAME_BYTES = 255  # of a file's name, at most, on nearly all file systems
 
 
 @contextmanager
@@ -23,7 +24,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    ending = f".{os.getpid()}.tmp"
+    stem = path.name if len(os.fsencode(f".{path.name}{ending}")) <= NAME_BYTES else digest(path.name)
+    temporary = path.with_name(f".{stem}{ending}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -95,7 +98,7 @@ def sha256(*paths: str | Path) -> str:
 
 def digest(text: str) -> str:
     """SHA-256 of a text, as hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def safe_name(text: str) -> str:

@@ -269,8 +269,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     with commands.ending():
         report = evaluate(args)
-    if report is None:
-        return
+        broken = print_report(report, args) if report else []
+    if broken:
+        raise SystemExit(1)
+
+
+def print_report(report: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Returns the limits that were broken."""
     print(f"\n{report['probes']} probes of {report['identities']} people ({report['split']} split)")
     for title, by_far in report["rates"].items():
         print(f"\n{title}, thresholds at FAR {args.far:g}; per cent [95 % interval over identities]")
@@ -286,5 +291,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     broken = [reason for reasons in report["limits"].values() for reason in reasons]
     for reason in broken:
         print(f"limit broken: {reason}", file=sys.stderr)
-    if broken:
-        raise SystemExit(1)
+    return broken

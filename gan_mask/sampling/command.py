@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +15,17 @@ from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage
 from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.sampling.batch import process
-from gan_mask.sampling.folder import Journal, check_folders, find_photos
-from gan_mask.sampling.output import print_summary, write_gallery, write_overview, write_table
+from gan_mask.sampling.folder import (
+    GALLERY,
+    OVERVIEW,
+    TABLE,
+    Journal,
+    check_folders,
+    find_photos,
+    find_targets,
+    old_copies,
+)
+from gan_mask.sampling.output import print_old_copies, print_summary, write_gallery, write_overview, write_table
 from gan_mask.sampling.sampler import Photo, Row, Sampler, checkpoint_of, load
 
 T = TypeVar("T")
@@ -29,30 +36,29 @@ BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (m
 def sample(args: argparse.Namespace) -> list[Row]:
     """Do what the command says; the rows of results.csv."""
     source, out = Path(args.faces), Path(args.out)
-    check_folders(source, out)
+    folder = check_folders(source, out)
     names, problems = find_photos(source)
     if not names:
         raise GanMaskError(f"--faces {source}: no image files in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    if "overview.png" in names:
-        raise GanMaskError(f"{source / 'overview.png'}: this command writes a picture of that name; rename the photo")
     sampler = load(args)
     files.remove_leftovers(out)
-    journal = Journal(out, source, settings(args, sampler))
-    todo = [name for name in names if not journal.finished(name)]
+    journal = Journal(out, folder, settings(args, sampler))
+    targets = find_targets(names)
+    todo = [name for name in names if not journal.finished(name, targets[name])]
     if len(todo) < len(names):
         print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
-    stems = Counter(os.path.splitext(name)[0] for name in names)
     with commands.Progress(total=len(todo), desc="photos", unit="photo") as bar:
         for batch, unreadable in ahead(batches(sampler, todo)):
-            rows = process(sampler, batch, stems) if batch else {}
+            rows = process(sampler, batch, targets) if batch else {}
             journal.add(rows | unreadable)
             bar.update(len(rows) + len(unreadable))
     rows_of_all = [row for name in names for row in journal.entries[name]["rows"]] + problems
-    write_table(out / "results.csv", rows_of_all, sampler)
-    write_overview(out / "overview.png", rows_of_all, sampler)
+    write_table(out / TABLE, rows_of_all, sampler)
+    write_overview(out / OVERVIEW, rows_of_all, sampler)
     if args.show:
-        write_gallery(out / "gallery.html", rows_of_all, sampler)
+        write_gallery(out / GALLERY, rows_of_all, sampler)
     print_summary(rows_of_all, sampler)
+    print_old_copies(old_copies(out, {row["written"] for row in rows_of_all if "written" in row}), out)
     return rows_of_all
 
 
@@ -106,7 +112,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--faces",
         required=True,
-        help="folder of photos, searched with its subfolders; it is never written to; required",
+        help="folder of photos, searched with its subfolders, or one photo; never written to; required",
     )
     add("--out", required=True, help="folder for the masked photos, results.csv and overview.png; required")
     add("--show", action="store_true", help="write OUT/gallery.html, too: a slider between before and after per face")

@@ -81,11 +81,11 @@ class Sampler:
     def wear(self, photos: Sequence[Photo]) -> None:
         """Put masks on all faces of the photos, in place; larger faces last, since they are in front."""
         wearers = [(photo, index) for photo in photos for index in reversed(range(len(photo.faces)))]
+        # All of them before the first mask is on, which may reach into a neighbour's crop.
+        aligned = [align(p.image, p.faces[i].landmarks, self.config.size, self.config.margin) for p, i in wearers]
         size = (self.config.texture_height, self.config.texture_width)
-        for part in parts(wearers, self.batch_size):
-            crops, landmarks = self._crops(
-                [(p.image, p.faces[i]) for p, i in part], self.config.size, self.config.margin
-            )
+        for part, cut in zip(parts(wearers, self.batch_size), parts(aligned, self.batch_size), strict=True):
+            crops, landmarks = to_tensors(cut, self.device)
             names = self.choose_templates(part, crops, landmarks)
             bank = templates.load_all(names, size).to(self.device)
             if self.harmonise:
@@ -140,8 +140,9 @@ def load(args: argparse.Namespace) -> Sampler:
     surrogates = Surrogates(
         list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
     )
+    faces = Path(args.faces)
     return Sampler(
-        source=Path(args.faces), out=Path(args.out), config=config,
+        source=faces if faces.is_dir() else faces.parent, out=Path(args.out), config=config,
         method=attacks.method(args.method, generator, surrogates, attacks.options_of(args, config.softness)),
         method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template,
         harmonise=args.harmonise, seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
