@@ -73,7 +73,8 @@ def train(c: TrainConfig) -> None:
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
     set_seed(c.seed)  # after the surrogates, some of which draw numbers when they are made
     generator = Generator(
-        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
+        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, appearance_bound=c.appearance_bound,
+        shape_bound=c.shape_bound, light_bound=c.light_bound, kernel=c.kernel, residual_bound=c.residual_bound,
         placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
         default_template=default_template(c), trained_against=(*c.embedders, *c.detectors),
         trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),
@@ -192,7 +193,7 @@ def begin_with(generator: Generator, checkpoint: str) -> None:
     earlier = load_generator(checkpoint)
     differing = [
         f"--{name} {getattr(earlier.config, name)}, not {getattr(generator.config, name)}"
-        for name in ("widths", "heads", "kernel", "residual_bound")
+        for name in ("widths", "heads", "kernel", "residual_bound", "appearance_bound", "shape_bound", "light_bound")
         if getattr(earlier.config, name) != getattr(generator.config, name)
     ]
     if differing:
