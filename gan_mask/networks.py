@@ -14,30 +14,34 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gan_mask import masking
-from gan_mask.config import from_values
+from gan_mask.config import FRACTION, Range, from_values, limited
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json
 
 SHIPPED = Path(__file__).parent / "assets" / "lfw160"  # the default generator; its card: checkpoints/lfw160
 
+# Ranges of what shapes the networks; a stranger's file must not take all memory either.
+WIDTHS = Range(1, 4096, also=("below 32 or a multiple of 16", lambda width: width % max(width // 16, 1) == 0))
+KERNEL = Range(1, 31, also=("odd", lambda side: side % 2 == 1))
+SOFTNESS = Range(0, below=0.5)
+
 
 @dataclass
 class GeneratorConfig:
-    texture_height: int = masking.TEXTURE[0]  # texels
-    texture_width: int = masking.TEXTURE[1]  # texels
-    widths: tuple[int, ...] = (32, 64, 128)  # channels per resolution: half the texture's, a quarter, ...
-    noise: int = 32  # length of z
+    texture_height: int = limited(masking.TEXTURE[0], Range(1, 1024))  # texels
+    texture_width: int = limited(masking.TEXTURE[1], Range(1, 1024))  # texels
+    widths: tuple[int, ...] = limited(
+        (32, 64, 128), WIDTHS
+    )  # channels per resolution: half the texture's, a quarter, ...
+    noise: int = limited(32, Range(1, 4096))  # length of z
     heads: Literal["filter", "residual", "both"] = "both"
-    kernel: int = 5  # K of the K x K filter, odd
-    residual_bound: float = 0.12  # largest change of a texel by the residual head, in [0, 1] units
-    softness: float = 0.03  # fade at the mask's edge, fraction of the mask's width
-    size: int = 160  # pixels: side of the crops it was trained on
-    margin: float = 0.375  # framing of those crops, see landmarks.frame
+    kernel: int = limited(5, KERNEL)  # K of the K x K filter, odd
+    residual_bound: float = limited(0.12, FRACTION)  # largest change of a texel by the residual head, in [0, 1] units
+    softness: float = limited(0.03, SOFTNESS)  # fade at the mask's edge, fraction of the mask's width
+    size: int = limited(160, Range(1, 4096))  # pixels: side of the crops it was trained on
+    margin: float = limited(0.375, Range(0, 2))  # framing of those crops, see landmarks.frame
     default_template: str = "face-001"
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
-
-
-LARGEST = {"widths": 4096, "noise": 4096, "kernel": 31, "texture_height": 1024, "texture_width": 1024, "size": 4096}
 
 
 def filter_texture(texture: Tensor, kernels: Tensor) -> Tensor:
@@ -180,21 +184,15 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
     known = GeneratorConfig.__dataclass_fields__
     if unknown := sorted(set(values) - set(known)):
         raise GanMaskError(f"unknown generator option {', '.join(unknown)}; known: {', '.join(known)}")
-    config = from_values(GeneratorConfig, values)
-    for name, most in LARGEST.items():  # a stranger's file must not take all memory
-        numbers = config.widths if name == "widths" else (getattr(config, name),)
-        if not (numbers and all(0 < number <= most for number in numbers) and len(numbers) <= 8):
-            raise GanMaskError(f"{name}: expected 1 to {most}, got {getattr(config, name)}")
+    config = from_values(GeneratorConfig, values, label=str)
+    if not 0 < len(config.widths) <= 8:
+        raise GanMaskError(f"widths: expected 1 to 8 numbers, got {len(config.widths)}")
     divisor = 2 ** len(config.widths)
     if config.texture_height % divisor or config.texture_width % divisor:
         raise GanMaskError(
             f"texture {config.texture_height}x{config.texture_width} must be divisible by {divisor} "
             f"for {len(config.widths)} widths"
         )
-    if config.heads not in ("filter", "residual", "both"):
-        raise GanMaskError(f"heads '{config.heads}' is unknown; known: filter, residual, both")
-    if config.kernel % 2 == 0 or config.kernel < 1:
-        raise GanMaskError(f"kernel {config.kernel} must be odd")
     return config
 
 

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gan_mask import commands, files
+from gan_mask import commands, config, files
+from gan_mask.config import COUNT
 from gan_mask.data import PreparedSet, decode_crop, training_item
 from gan_mask.errors import GanMaskError
 
@@ -258,7 +259,7 @@ def _describe(tar: Path, identities: np.ndarray) -> dict[str, Any]:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m gan_mask.shards",
         description="Write the train and val splits of a prepared set as WebDataset tar shards, for train.py "
         "--data OUT. Interrupted, or a shard damaged? Run the same command again.",
@@ -267,7 +268,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("input and output").add_argument
     add("prepared", metavar="PREPARED", help="folder that data_prep/prepare.py wrote")
     add("out", metavar="OUT", help="new folder for the shards")
-    add("--faces-per-shard", type=int, default=10_000, metavar="N", help="about 14 KB each at 160 pixels")
+    add(
+        "--faces-per-shard",
+        type=config.number(int, COUNT),
+        default=10_000,
+        metavar="N",
+        help="about 14 KB each at 160 pixels",
+    )
     commands.add_message_options(parser)
     return parser.parse_args(argv)
 

@@ -549,10 +549,13 @@ def test_errors_name_option_and_remedy(fakes, prepared, tmp_path, capsys):
     assert "unknown split 'tset'; known: train, val, test" in error(capsys, *usual, "--split", "tset")
     assert "arcfce" in error(capsys, *usual[:4], "--embedders", "arcfce")
     assert "unknown method 'mf3m'" in error(capsys, *usual, "--methods", "mf3m")
+    assert "unknown method 'mf3m'" in error(capsys, "--data", "nowhere", "--out", "out", "--methods", "mf3m")  # at once
+    assert "unknown split 'tran'" in error(capsys, "--data", "nowhere", "--out", "out", "--threshold-split", "tran")
+    assert "no network" in error(capsys, *usual, "--methods", "dm", "--embedders", "--detectors")
     assert "--checkpoint" in error(capsys, *usual)  # the generator is among the default methods
     assert "nowhere" in error(capsys, *usual, "--checkpoint", str(tmp_path / "nowhere"))
     assert "face-999" in error(capsys, *usual, "--methods", "dm", "--templates", "face-999")
-    assert "--probes must be at least 1" in error(capsys, *usual, "--methods", "dm", "--probes", "0")
+    assert "--probes: expected a whole number from 1 to" in error(capsys, *usual, "--methods", "dm", "--probes", "0")
     assert "add dm" in error(capsys, *usual, "--methods", "plain", "--naturalness")
     message = error(capsys, *usual, "--methods", "dm", "--held-out", "fake")
     assert "fake: named as surrogate and as held out" in message

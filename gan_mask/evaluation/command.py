@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 import gan_mask
-from gan_mask import attacks, commands, files, pretrained, templates
-from gan_mask.data import PreparedSet
+from gan_mask import attacks, commands, config, files, pretrained, templates
+from gan_mask.config import COUNT, RATE, SEED, Range
+from gan_mask.data import SPLITS, PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import gate, groups, output, page
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
@@ -28,7 +29,7 @@ DEFAULT_METHODS = ["none", "plain", "dm", "generator"]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m gan_mask.evaluation",
         description=gan_mask.evaluation.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,8 +43,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "(no default; only --methods generator needs it)")  # fmt: skip
     add("--templates", nargs="+", default=["faces"], help="template names, photos or groups (default: faces)")
     add("--harmonise", action="store_true", help="give templates the colours of the wearer's lower face first")
-    add("--probes", type=int, default=500, help="most probes (default: 500)")
-    add("--seed", type=int, default=0, help="of every random choice (default: 0)")
+    add("--probes", type=config.number(int, COUNT), default=500, help="most probes (default: 500)")
+    add("--seed", type=config.number(int, SEED), default=0, help="of every random choice (default: 0)")
 
     add = parser.add_argument_group("against which networks").add_argument
     add("--surrogates", "--embedders", nargs="*", default=["dlib"], metavar="EMBEDDER",
@@ -62,22 +63,41 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("thresholds").add_argument
     add(
-        "--far", type=float, default=1e-3, help="false-accept rate of the headline, and of the attacks (default: 0.001)"
+        "--far",
+        type=config.number(float, RATE),
+        default=1e-3,
+        help="false-accept rate of the headline, and of the attacks (default: 0.001)",
     )
-    add("--fars", type=float, nargs="*", default=[1e-2], help="further false-accept rates (default: 0.01)")
+    add(
+        "--fars",
+        type=config.number(float, RATE),
+        nargs="*",
+        default=[1e-2],
+        help="further false-accept rates (default: 0.01)",
+    )
     add("--threshold-split", default="train",
         help="split whose clean impostor pairs give the thresholds; other people than the probes' (default: train)",
     )  # fmt: skip
-    add("--threshold-faces", type=int, default=2000, help="most faces of that split, at random (default: 2000)")
+    add(
+        "--threshold-faces",
+        type=config.number(int, Range(2, 2**31 - 1)),
+        default=2000,
+        help="most faces of that split, at random (default: 2000)",
+    )
     add("--stored-thresholds", action="store_true",
         help="take the thresholds stored with the networks, for sets with too few impostor pairs")  # fmt: skip
 
     add = parser.add_argument_group("further measures").add_argument
     add("--naturalness", action="store_true",
         help="distance to DM, distances to real faces, realism AUC (needs AlexNet's weights for LPIPS)")  # fmt: skip
-    add("--changed-probes", type=int, default=0,
+    add("--changed-probes", type=config.number(int, Range(0, 2**31 - 1)), default=0,
         help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip
-    add("--distractors", type=int, default=1000, help="most people in the gallery besides the mate (default: 1000)")
+    add(
+        "--distractors",
+        type=config.number(int, COUNT),
+        default=1000,
+        help="most people in the gallery besides the mate (default: 1000)",
+    )
     add(
         "--pairs",
         help="file of the LFW protocol (pairs.txt): clean accuracy of each recogniser (default: none)",
@@ -95,17 +115,19 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    for option, least in (("probes", 1), ("threshold_faces", 2), ("changed_probes", 0), ("distractors", 1)):
-        if getattr(args, option) < least:
-            name = option.replace("_", "-")
-            raise GanMaskError(f"--{name} must be at least {least}, got {getattr(args, option)}")
     if args.device != "cpu" and not torch.cuda.is_available():
         raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
+    for name in args.methods:
+        if name not in attacks.METHODS:
+            raise GanMaskError(f"--methods: unknown method '{name}'; known: {', '.join(attacks.METHODS)}")
+    for name in (*args.split, args.threshold_split):
+        if name not in SPLITS:
+            raise GanMaskError(f"--split and --threshold-split: unknown split '{name}'; known: {', '.join(SPLITS)}")
+    if not (args.surrogates or args.held_out or args.detectors or args.held_out_detectors):
+        raise GanMaskError("no network to measure with: name some with --surrogates, --held-out or --detectors")
     both = {*args.surrogates} & {*args.held_out} | {*args.detectors} & {*args.held_out_detectors}
     if both:
         raise GanMaskError(f"{', '.join(sorted(both))}: named as surrogate and as held out; it can only be one of them")
-    if wrong := [far for far in (args.far, *args.fars) if not 0 < far < 1]:
-        raise GanMaskError(f"--far and --fars must lie between 0 and 1, got {wrong[0]:g}")
     if args.naturalness and "dm" not in args.methods:
         raise GanMaskError("--naturalness compares with the DM result: add dm to --methods")
     if args.threshold_split in args.split:  # impostors, distractors and real faces are other people, too
@@ -136,14 +158,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     probes = choose_probes(photos, args.probes, args.seed)
     generator = load_generator(args.checkpoint, device) if args.checkpoint else None
     check_held_out(generator, [*args.held_out, *args.held_out_detectors])
-    config = generator.config if generator else GeneratorConfig()
+    shape = generator.config if generator else GeneratorConfig()
     sets = {"surrogates": (args.surrogates, args.detectors), "held-out": (args.held_out, args.held_out_detectors)}
     sets = {title: networks for title, networks in sets.items() if any(networks)}
     limits = [gate.parse(text, sets, args.methods) for text in args.require]
     embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
     perceptual = pretrained.load_perceptual(device=device) if args.naturalness else None
-    bank = templates.load_all(args.templates, (config.texture_height, config.texture_width))
+    bank = templates.load_all(args.templates, (shape.texture_height, shape.texture_width))
 
     with state.main_process_first():  # the others find the embeddings in the cache
         clean = Clean(args, photos, probes, embedders)
@@ -154,14 +176,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         [headline[name] for name in args.surrogates],
         [detectors[name] for name in args.detectors],
     )
-    options = attacks.options_of(args, config.softness)
+    options = attacks.options_of(args, shape.softness)
     names = list(dict.fromkeys(["none", *args.methods]))
     methods = {name: attacks.method(name, generator, surrogates, options) for name in names}
     experiment = Experiment(
-        Path(args.out), photos, probes, methods, bank, args.harmonise, config.softness, embedders, detectors,
+        Path(args.out), photos, probes, methods, bank, args.harmonise, shape.softness, embedders, detectors,
         min(args.changed_probes, len(probes.index)), FaceFinder(device), device,
     )  # fmt: skip
-    settings = settings_of(args, config, [*embedders.items(), *detectors.items()])
+    settings = settings_of(args, shape, [*embedders.items(), *detectors.items()])
     if state.is_main_process:
         open_folder(experiment.out, settings, list(attacks.METHODS))
     state.wait_for_everyone()
@@ -196,13 +218,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def settings_of(
-    args: argparse.Namespace, config: GeneratorConfig, networks: Sequence[tuple[str, Any]]
+    args: argparse.Namespace, shape: GeneratorConfig, networks: Sequence[tuple[str, Any]]
 ) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
     free = ("out", "cache", "methods", "require", "pairs", "naturalness", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
     values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
-    values |= {"softness": config.softness, "texture": [config.texture_height, config.texture_width]}
+    values |= {"softness": shape.softness, "texture": [shape.texture_height, shape.texture_width]}
     if args.checkpoint:
         values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
     values["networks"] = [fingerprint(name, network) for name, network in networks]

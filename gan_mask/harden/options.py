@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gan_mask import attacks, config, files
-from gan_mask.config import option
+from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
 
 
@@ -23,40 +23,40 @@ class HardenConfig:
     against: tuple[str, ...] = option(("generator", "mf2m", "advnoise-dm", "dm"), "methods to make faced masks with")
     checkpoint: str = option("", "generator: its folder")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers that the optimised methods must dodge, too")
-    far: float = option(1e-3, "false-accept rate of their thresholds")
+    far: float = option(1e-3, "false-accept rate of their thresholds", within=RATE)
     templates: tuple[str, ...] = option(("faces",), "what is printed on the masks: names, photos or groups")
-    own_templates: float = option(0.5, "share of masks that show another person of the set instead, in [0, 1]")
+    own_templates: float = option(
+        0.5, "share of masks that show another person of the set instead, in [0, 1]", within=FRACTION
+    )
     real_masks: str = option("", "zip of real masked and bare faces, whose train split joins the anchors")
-    rounds: int = option(2, "times that a pool is made and the detector fine-tuned", group="training")
-    steps: tuple[int, ...] = option((300,), "optimiser steps of each round; the last number goes for all further ones")
-    batch_size: int = option(48, "pictures per step")
-    learning_rate: float = option(3e-4, "of AdamW, falling to 0 within each round")
-    pool: int = option(400, "faced masks per method and round")
-    attack_steps: int = option(20, "steps of the optimised methods at most")
-    generator_steps: int = option(0, "steps to retrain the generator against the detector before each further round")
-    save_every: int = option(50, "steps between checkpoints")
-    false_alarms: float = option(0.005, "our classifier: largest share of the val split's unmasked faces reported")
-    workers: int = option(1, "loader processes")
-    seed: int = option(0, "of everything random")
+    rounds: int = option(2, "times that a pool is made and the detector fine-tuned", group="training", within=COUNT)
+    steps: tuple[int, ...] = option(
+        (300,), "optimiser steps of each round; the last number goes for all further ones", within=COUNT
+    )
+    batch_size: int = option(48, "pictures per step", within=Range(1, 65536))
+    learning_rate: float = option(3e-4, "of AdamW, falling to 0 within each round", within=LEARNING_RATE)
+    pool: int = option(400, "faced masks per method and round", within=COUNT)
+    attack_steps: int = option(20, "steps of the optimised methods at most", within=COUNT)
+    generator_steps: int = option(
+        0, "steps to retrain the generator against the detector before each further round", within=Range(0, 2**31 - 1)
+    )
+    save_every: int = option(50, "steps between checkpoints", within=COUNT)
+    false_alarms: float = option(
+        0.005, "our classifier: largest share of the val split's unmasked faces reported", within=RATE
+    )
+    workers: int = option(1, "loader processes", within=WORKERS)
+    seed: int = option(0, "of everything random", within=SEED)
 
 
 def check(c: HardenConfig) -> None:
-    if not c.data or not c.out:
-        raise GanMaskError("--data (a prepared set) and --out (a folder) are needed")
+    config.check(c)
     known = [m for m in attacks.METHODS if m not in ("none", "plain")]
     if wrong := [m for m in c.against if m not in known] or ([] if c.against else ["nothing"]):
         raise GanMaskError(f"--against {wrong[0]}: expected some of {', '.join(known)}")
     if "generator" in c.against and not c.checkpoint:
         raise GanMaskError("--against generator needs --checkpoint, a generator's folder")
-    if not c.steps or min(c.steps) < 1:
-        raise GanMaskError(f"--steps must be one or more numbers of at least 1, got {c.steps}")
-    for name in ("rounds", "batch_size", "pool", "attack_steps", "save_every"):
-        if getattr(c, name) < 1:
-            raise GanMaskError(f"--{name} must be at least 1, got {getattr(c, name)}")
-    if not 0 < c.false_alarms < 1:
-        raise GanMaskError(f"--false_alarms must lie between 0 and 1, got {c.false_alarms}")
-    if not 0 <= c.own_templates <= 1:
-        raise GanMaskError(f"--own_templates must be in [0, 1], got {c.own_templates}")
+    if not c.steps:
+        raise GanMaskError("--steps: expected one number or more")
 
 
 def claim(out: Path, c: Any, name: str = "harden.json") -> None:

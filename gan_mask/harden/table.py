@@ -20,9 +20,8 @@ from torch import Tensor
 
 from gan_mask import alarm as alarms
 from gan_mask import attacks, commands, config, files, masking, pretrained, templates
-from gan_mask.config import option
+from gan_mask.config import COUNT, SEED, Range, option
 from gan_mask.data import PreparedSet
-from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
 from gan_mask.evaluation.looks import Looks
@@ -62,13 +61,15 @@ class TableConfig:
         ("faces",), "templates that the hardening has not seen", group="what is measured"
     )
     real_masks: str = option("", "zip of real masked and bare faces, whose test split is measured")
-    probes: int = option(120, "masked faces per row")
-    bare: int = option(500, "unmasked faces at most")
-    attack_steps: int = option(40, "steps of the optimised methods at most")
-    threshold_faces: int = option(1500, "faces of the train split whose impostor pairs give the thresholds")
-    attack_probes: int = option(48, "masked faces per row of an optimised method")
+    probes: int = option(120, "masked faces per row", within=COUNT)
+    bare: int = option(500, "unmasked faces at most", within=COUNT)
+    attack_steps: int = option(40, "steps of the optimised methods at most", within=COUNT)
+    threshold_faces: int = option(
+        1500, "faces of the train split whose impostor pairs give the thresholds", within=Range(2, 2**31 - 1)
+    )
+    attack_probes: int = option(48, "masked faces per row of an optimised method", within=COUNT)
     crops: bool = option(False, "show the networks the crops as they are, instead of finding the faces anew: faster")
-    seed: int = option(0, "of every random choice")
+    seed: int = option(0, "of every random choice", within=SEED)
 
 
 @dataclass
@@ -195,6 +196,7 @@ def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, oth
 
 
 def measure(c: TableConfig) -> dict[str, Any]:
+    config.check(c)
     out = Path(c.out)
     claim(out, c, "settings.json")
     photos = PreparedSet(c.data, "test")
@@ -320,8 +322,6 @@ def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     with commands.ending():
         c = config.parse(TableConfig, argv, (__doc__ or "").partition("\n\n")[0])
-        if not c.data or not c.out:
-            raise GanMaskError("--data (a prepared set) and --out (a folder) are needed")
         print(markdown(measure(c)))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gan_mask
-from gan_mask import attacks, commands, files, sampling
+from gan_mask import attacks, commands, config, files, sampling
+from gan_mask.config import FRACTION, SEED, Range
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage
 from gan_mask.pretrained.protocol import fingerprint
@@ -99,7 +100,7 @@ def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="sample.py", description=sampling.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("photos").add_argument
@@ -111,7 +112,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True, help="folder for the masked photos, results.csv and overview.png; required")
     add("--show", action="store_true", help="write OUT/gallery.html, too: a slider between before and after per face")
     add("--largest", action="store_true", help="only the largest face of each photo")
-    add("--min-score", type=float, default=0.9, help="lowest score of a face, in [0, 1] (default: 0.9)")
+    add(
+        "--min-score",
+        type=config.number(float, FRACTION),
+        default=0.9,
+        help="lowest score of a face, in [0, 1] (default: 0.9)",
+    )
 
     add = parser.add_argument_group("masks").add_argument
     add(
@@ -124,24 +130,27 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--template", help="what the mask shows: a shipped template, a face photo, 'random', or 'match': for each face "
         "the shipped one nearest in skin tone and pose (default: the checkpoint's)")  # fmt: skip
     add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
-    add("--seed", type=int, default=0, help="of the methods' randomness and of random templates (default: 0)")
+    add(
+        "--seed",
+        type=config.number(int, SEED),
+        default=0,
+        help="of the methods' randomness and of random templates (default: 0)",
+    )
 
     add = parser.add_argument_group("networks and device").add_argument
     add("--embedders", nargs="*", default=["dlib"], metavar="NAME",
         help="measure similarity with these, optimise against them (default: dlib)")  # fmt: skip
     add("--detectors", nargs="*", default=["classifier"], metavar="NAME", help="mask detectors (default: classifier)")
-    add("--batch-size", type=_positive, default=16, help="photos and faces at a time (default: 16)")
+    add(
+        "--batch-size",
+        type=config.number(int, Range(1, 65536)),
+        default=16,
+        help="photos and faces at a time (default: 16)",
+    )
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
     attacks.add_options(parser)
     commands.add_message_options(parser)
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
