@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -270,7 +271,7 @@ def method(
     if name == "generator":
         if generator is None:
             raise GanMaskError("method 'generator' needs a checkpoint (--checkpoint)")
-        return generator.texture
+        return partial(generator.texture, seed=options.seed)
     if name in OPTIMISED:
         if surrogates is None:
             raise GanMaskError(f"method '{name}' needs surrogates (--embedders, --detectors)")

@@ -96,3 +96,9 @@ def digest(text: str) -> str:
 def safe_name(text: str) -> str:
     """`text` as part of a file name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+
+
+def without_folder(name: str) -> str:
+    """The name of a network, template or file as a file that is passed on tells it: no path of this machine."""
+    scheme = "onnx:" if name.startswith("onnx:") else ""
+    return scheme + Path(name.removeprefix(scheme)).name

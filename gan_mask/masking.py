@@ -56,6 +56,8 @@ class Placement(NamedTuple):
     size: tuple[int, int]  # H, W of the images
 
 
+ROUNDING = 0.01  # by which colours may be outside of [0, 1]: resampling and half precision are not exact
+
 NOWHERE = -2.0  # left of canonical space; sampled there, its corner answers, where every mask has faded out
 
 
@@ -74,7 +76,8 @@ def unwrap(image: Tensor, landmarks: Tensor, texture_size: tuple[int, int] = TEX
     """Image to canonical mask space: (B, C, H, W), (B, 68, 2) px -> (B, C, h, w).
 
     Landmarks may lie outside the image; its border is repeated there. Texels outside the mask's
-    polygon repeat the polygon's edge.
+    polygon repeat the polygon's edge. In float32, or float64 for such images.
+    GanMaskError unless the image is of floating-point colours in [0, 1].
     """
     _check(image, landmarks)
     with torch.autocast(image.device.type, enabled=False):
@@ -105,18 +108,19 @@ def place(landmarks: Tensor, height: int, width: int) -> Placement:
 def wear(face: Tensor, landmarks: Tensor | Placement, texture: Tensor, softness: float = 0.0) -> Tensor:
     """Put the mask on: face (B, C, H, W), landmarks (B, 68, 2) px, texture (B, C, h, w) -> (B, C, H, W).
 
-    Differentiable in all three; outside of the region the result equals `face` bit for bit.
-    softness: as in `region`.
+    Differentiable in all three; outside of the region the result equals `face` bit for bit and has its dtype.
+    softness: as in `region`. GanMaskError unless both are of floating-point colours in [0, 1].
     """
     if isinstance(landmarks, Tensor):
         _check(face, landmarks)
+    check_pictures(texture, "texture", values=isinstance(landmarks, Tensor) and _unhurried(texture))
     if texture.shape[:2] != face.shape[:2]:
         raise GanMaskError(f"texture {tuple(texture.shape)} and face {tuple(face.shape)} differ in batch or channels")
     placement = _placement(landmarks, *face.shape[2:])
     with torch.autocast(face.device.type, enabled=False):
-        face, texture = _full_precision(face), _full_precision(texture).to(face.dtype)
-        grid = placement.grid.to(face.dtype)
-        worn = torch.lerp(_box(face, placement), _sample(texture, grid), _opacity(grid, softness))
+        bare = _full_precision(_box(face, placement))
+        grid = placement.grid.to(bare.dtype)
+        worn = torch.lerp(bare, _sample(_full_precision(texture).to(bare.dtype), grid), _opacity(grid, softness))
         result = face.clone()
         _box(result, placement).copy_(worn)
         return result
@@ -136,6 +140,22 @@ def _check(image: Tensor, landmarks: Tensor) -> None:
             "expected image (B, C, H, W) and landmarks (B, 68, 2), "
             f"got {tuple(image.shape)} and {tuple(landmarks.shape)}"
         )
+    check_pictures(image, "image", values=_unhurried(image))
+
+
+def _unhurried(images: Tensor) -> bool:
+    """Whether a look at the values costs nothing: a training step on a GPU must not wait for one."""
+    return images.device.type == "cpu" or not torch.is_grad_enabled()
+
+
+def check_pictures(images: Tensor, what: str, values: bool = False) -> None:
+    """GanMaskError unless these are floating-point colours; with `values`, which waits for a GPU, in [0, 1]."""
+    if not images.is_floating_point():
+        raise GanMaskError(f"{what}: expected floating-point colours in [0, 1], got {images.dtype}; divide by 255")
+    if values and images.numel():
+        low, high = (float(edge) for edge in images.detach().aminmax())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too
+            raise GanMaskError(f"{what}: expected colours in [0, 1], got {low:.4g} to {high:.4g}")
 
 
 def _full_precision(x: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gan_mask import masking
-from gan_mask.config import FRACTION, Range, from_values, limited
+from gan_mask.config import FRACTION, Range, from_values, limited, to_dict
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json
 
 SHIPPED = Path(__file__).parent / "assets" / "lfw160"  # the default generator; its card: checkpoints/lfw160
+
+OWN = "own"  # as default_template: the texture lies in the checkpoint, since it is none of the shipped ones
 
 # Ranges of what shapes the networks; a stranger's file must not take all memory either.
 WIDTHS = Range(1, 4096, also=("below 32 or a multiple of 16", lambda width: width % max(width // 16, 1) == 0))
@@ -118,11 +120,16 @@ class TextureUNet(nn.Module):
 class Generator(nn.Module, PyTorchModelHubMixin):
     """Faces in, masked faces out, in one forward pass: `masked = generator(faces, landmarks)`."""
 
+    template: Tensor  # (3, h, w), where default_template is OWN
+
     def __init__(self, **options: Any) -> None:
         super().__init__()
         options.pop("config", None)  # PyTorchModelHubMixin passes the whole of config.json once more
         self.config = generator_config(options)
+        self._hub_mixin_config = to_dict(self.config)  # all of it, not only what was given: save_pretrained writes it
         self.net = TextureUNet(self.config)
+        if self.config.default_template == OWN:
+            self.register_buffer("template", torch.zeros(3, *self.texture_size))
 
     @property
     def texture_size(self) -> tuple[int, int]:
@@ -131,26 +138,34 @@ class Generator(nn.Module, PyTorchModelHubMixin):
     def noise(self, batch: int, seed: int = 0) -> Tensor:
         """z (B, noise), the same for every face, so that a face's mask does not depend on its batch."""
         z = torch.randn(1, self.config.noise, generator=torch.Generator().manual_seed(seed))
-        return z.expand(batch, -1).to(next(self.parameters()).device)
+        return z.expand(batch, -1).to(next(self.parameters()))
+
+    def default_template(self) -> Tensor:
+        """Texture (3, h, w) of the template that the configuration names: a shipped one, or the checkpoint's own."""
+        if self.config.default_template == OWN:
+            return self.template
+        from gan_mask.templates import load  # reads the embedded images, which training does not need
+
+        return load(self.config.default_template, self.texture_size)
 
     def texture(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
         """Mask textures (B, 3, h, w) in [0, 1] for faces (B, 3, H, W) in [0, 1] with landmarks (B, 68, 2) px.
 
-        templates: textures (B or 1, 3, h, w) of the faces printed on the masks; by default the
-        shipped template that the configuration names.
+        templates: textures (B or 1, 3, h, w) in [0, 1] of the faces printed on the masks; by default the
+        one that the configuration names. GanMaskError for colours outside of [0, 1], such as 0 to 255.
         """
         if templates is None:
-            from gan_mask.templates import load  # reads the embedded images, which training does not need
-
-            templates = load(self.config.default_template, self.texture_size)[None]
-        templates = templates.to(faces).expand(len(faces), -1, -1, -1)
+            templates = self.default_template()[None]
+        masking.check_pictures(faces, "faces", values=True)
+        masking.check_pictures(templates, "templates", values=True)
         if tuple(templates.shape[2:]) != self.texture_size:
             raise GanMaskError(f"templates are {tuple(templates.shape[2:])}, the generator takes {self.texture_size}")
+        z = self.noise(len(faces), seed)
         face_texture = masking.unwrap(faces, landmarks, self.texture_size)
-        return self.net(face_texture, templates, self.noise(len(faces), seed))
+        return self.net(face_texture.to(z), templates.to(z).expand(len(faces), -1, -1, -1), z)
 
     def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Masked faces (B, 3, H, W) in [0, 1]; arguments as in `texture`."""
+        """Masked faces (B, 3, H, W) in [0, 1], of the faces' dtype; arguments as in `texture`."""
         texture = self.texture(faces, landmarks, templates, seed)
         return masking.wear(faces, landmarks, texture, self.config.softness)
 

@@ -194,6 +194,9 @@ def test_net_dodging_is_what_a_benign_mask_did_not_do_already():
     cells = table({"none": CLEAN, "plain": plain, "mf2m": attack}, {"a": 0.5}, (["a"], ["d"]), np.arange(6))
     assert cells["mf2m"]["dodging a"]["rate"] == pytest.approx(3 / 5)
     assert cells["mf2m"]["dodging a net of plain"]["rate"] == pytest.approx(2 / 5)
+    same = table({"none": CLEAN, "plain": plain, "mf2m": plain}, {"a": 0.5}, (["a"], ["d"]), np.arange(6))
+    difference = same["mf2m"]["dodging a net of plain"]
+    assert (difference["low"], difference["high"]) == (0, 0)  # of a difference, no trials of people
     assert "dodging a net of plain" not in cells["plain"] and "dodging a net of dm" not in cells["mf2m"]
 
 

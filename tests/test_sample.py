@@ -359,6 +359,20 @@ def test_a_photo_as_template_and_no_networks_to_measure_with(run: Run, tmp_path:
     assert row["status"] == "ok" and not [column for column in row if column.startswith("similarity")]
 
 
+def test_a_checkpoint_brings_a_template_of_its_own(run: Run, tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, 4)
+    for name, colour in (("red", (1.0, 0.0, 0.0)), ("blue", (0.0, 0.0, 1.0))):
+        torch.manual_seed(0)
+        generator = Generator(widths=(4, 8), noise=4, kernel=3, size=96, default_template="own")
+        generator.template.copy_(torch.tensor(colour)[:, None, None])
+        generator.save_pretrained(tmp_path / name)
+        assert run(folder, tmp_path / f"with {name}", "--checkpoint", str(tmp_path / name)) == 0
+        assert table(tmp_path / f"with {name}")[0]["template"] == "own"
+    red, blue = (np.asarray(Image.open(tmp_path / f"with {name}" / "4.png"), float) for name in ("red", "blue"))
+    changed = np.abs(red - blue).sum(2) > 100
+    assert changed.any() and (red - blue)[changed].mean(0)[0] > 100 > 0 > (red - blue)[changed].mean(0)[2]
+
+
 def test_a_folder_without_faces_is_no_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "walls"
     folder.mkdir()

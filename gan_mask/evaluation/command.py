@@ -17,7 +17,7 @@ from gan_mask.data import SPLITS, PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import gate, groups, output, page
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
-from gan_mask.evaluation.protocol import choose_probes
+from gan_mask.evaluation.protocol import choose_probes, spread
 from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
@@ -25,6 +25,7 @@ from gan_mask.networks import Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.surrogates import Surrogates
 
+CHOICE = 2  # counts the ways in which probes and samples were ever chosen, so that old folders are not gone on with
 DEFAULT_METHODS = ["none", "plain", "dm", "generator"]
 
 
@@ -138,8 +139,8 @@ def check_held_out(generator: Generator | None, held_out: Sequence[str]) -> None
     """A network that the generator was trained against is no held-out network."""
     if generator is None:
         return
-    known = {Path(name).name for name in generator.config.trained_against}
-    if used := [name for name in held_out if Path(name).name in known]:
+    known = {Path(name.removeprefix("onnx:")).name for name in generator.config.trained_against}
+    if used := [name for name in held_out if Path(name.removeprefix("onnx:")).name in known]:
         raise GanMaskError(
             f"{', '.join(used)}: the generator was trained against it, so it is not held out; "
             "name it with --surrogates or --detectors"
@@ -181,7 +182,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     methods = {name: attacks.method(name, generator, surrogates, options) for name in names}
     experiment = Experiment(
         Path(args.out), photos, probes, methods, bank, args.harmonise, shape.softness, embedders, detectors,
-        min(args.changed_probes, len(probes.index)), FaceFinder(device), device,
+        spread(probes.identity, args.changed_probes, args.seed), FaceFinder(device), device,
     )  # fmt: skip
     settings = settings_of(args, shape, [*embedders.items(), *detectors.items()])
     if state.is_main_process:
@@ -198,7 +199,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     if perceptual:
         from gan_mask.evaluation import naturalness
 
-        real = clean.index[: len(probes.index)]
+        real = clean.index[spread(clean.identities, len(probes.index), args.seed)]
         report["naturalness"] = naturalness.measure(
             {name: experiment.paths(name) for name in methods},
             torch.stack([clean.photos.faces(int(i)) for i in real]),
@@ -223,7 +224,7 @@ def settings_of(
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
     free = ("out", "cache", "methods", "require", "pairs", "naturalness", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
-    values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
+    values |= {"version": gan_mask.__version__, "choice": CHOICE, "index": files.sha256(Path(args.data) / "index.npy")}
     values |= {"softness": shape.softness, "texture": [shape.texture_height, shape.texture_width]}
     if args.checkpoint:
         values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]

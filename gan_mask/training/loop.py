@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,26 @@ from gan_mask import commands, config, files, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
-from gan_mask.networks import Discriminator, Generator, load_generator
+from gan_mask.networks import OWN, Discriminator, Generator, load_generator
 from gan_mask.shards import ShardSet, open_faces
 from gan_mask.surrogates import load_surrogates
 from gan_mask.training.log import Log
-from gan_mask.training.options import BATCH, GENERATOR_NOISE, RESUMABLE, TrainConfig, check, first_template
+from gan_mask.training.options import (
+    BATCH,
+    GENERATOR_NOISE,
+    RESUMABLE,
+    TrainConfig,
+    check,
+    first_template,
+    trained_against,
+)
 from gan_mask.training.schedule import Schedule
 from gan_mask.training.state import State, has_checkpoint
 from gan_mask.training.step import Game, Scene
 from gan_mask.training.validation import Validation
+
+# What a generator may be fine-tuned to: its networks stay as they are.
+FREE = {"softness", "size", "margin", "default_template", "trained_against"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +71,13 @@ def lost_process(error: RuntimeError) -> bool:
 
 
 def train(c: TrainConfig) -> None:
+    """Train, or go on with what --out holds. SIGTERM and Ctrl-C end it after the step, with a checkpoint."""
     check(c)
+    with stop_on_signals() as stop:
+        _train(c, stop)
+
+
+def _train(c: TrainConfig, stop: stop_on_signals) -> None:
     out = Path(c.out)
     accelerator = Accelerator(mixed_precision=c.mixed_precision, gradient_accumulation_steps=c.accumulate)
     set_seed(c.seed)
@@ -71,7 +89,7 @@ def train(c: TrainConfig) -> None:
     generator = Generator(
         widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
         softness=c.softness, size=photos.size, margin=photos.margin, default_template=first_template(c),
-        trained_against=(*c.embedders, *c.detectors),
+        trained_against=trained_against(c),
     )  # fmt: skip
     if c.start and not has_checkpoint(out):
         begin_with(generator, c.start)
@@ -93,6 +111,8 @@ def train(c: TrainConfig) -> None:
     device = accelerator.device
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
     bank = templates.load_all(c.templates, generator.texture_size).to(device)
+    if generator.config.default_template == OWN:
+        ema.template.copy_(bank[0])
     claim(out, c, accelerator)
 
     bare = {"net": net, "discriminator": discriminator}  # without what accelerate wraps around them: torch.compile, DDP
@@ -118,7 +138,7 @@ def train(c: TrainConfig) -> None:
     game = Game(c, net, discriminator, judge, surrogates, references, bank, schedule, accelerator.autocast, device)
     log = Log(out, c, start, accelerator)
     health = Health(judged=c.realism > 0)
-    stop = stop_on_signals()
+    stop.begin()
     norms: tuple[float, ...] = (0.0, 0.0)
     due = False
 
@@ -185,16 +205,18 @@ def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
 
 
 def begin_with(generator: Generator, checkpoint: str) -> None:
-    """Give the generator the weights of a checkpoint, which must be of the same shape."""
+    """Give the generator the weights of a checkpoint, which must be of the same architecture."""
     earlier = load_generator(checkpoint)
+    before, now = config.to_dict(earlier.config), config.to_dict(generator.config)
+    options = {field.name for field in fields(TrainConfig)}
     differing = [
-        f"--{name} {getattr(earlier.config, name)}, not {getattr(generator.config, name)}"
-        for name in ("widths", "heads", "kernel", "residual_bound")
-        if getattr(earlier.config, name) != getattr(generator.config, name)
+        f"{f'--{name}' if name in options else name.replace('_', ' ')} {before[name]}, not {now[name]}"
+        for name in now
+        if name not in FREE and before[name] != now[name]
     ]
     if differing:
         raise GanMaskError(f"--start {checkpoint}: that generator has {'; '.join(differing)}; give the same")
-    generator.load_state_dict(earlier.state_dict())
+    generator.net.load_state_dict(earlier.net.state_dict())
 
 
 def clean_embeddings(
@@ -303,8 +325,19 @@ class stop_on_signals:
 
     def __init__(self) -> None:
         self.signal = 0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> stop_on_signals:
+        return self
+
+    def begin(self) -> None:
+        """From here on; before the first step there is nothing to keep."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._notice)
+            self.before[number] = signal.signal(number, self._notice)
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _notice(self, number: int, frame: Any) -> None:
         self.signal = number

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gan_mask import config, templates
+from gan_mask import config, files, templates
 from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import KERNEL, SOFTNESS, WIDTHS, generator_config
+from gan_mask.networks import KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
 from gan_mask.surrogates import Goal
 
 GENERATOR_NOISE = 32  # length of z
@@ -103,4 +103,14 @@ def check(c: TrainConfig) -> None:
 
 
 def first_template(c: TrainConfig) -> str:
-    return next(iter(templates.expand(c.templates)))
+    """What the generator wears by default: a shipped template's name, or OWN for one that the checkpoint must hold.
+
+    A checkpoint is passed on: it has no path of this machine in it, and needs none of its photos.
+    """
+    first = next(iter(templates.expand(c.templates)))
+    return first if first in templates.names() else OWN
+
+
+def trained_against(c: TrainConfig) -> tuple[str, ...]:
+    """Names of the surrogates as the checkpoint tells them: of an ONNX sidecar without its folder."""
+    return tuple(files.without_folder(name) for name in (*c.embedders, *c.detectors))
