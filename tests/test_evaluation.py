@@ -21,7 +21,7 @@ from gan_mask.evaluation import command, gate, groups, looks, run
 from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
-from gan_mask.networks import Generator
+from gan_mask.networks import SHIPPED, Generator
 from gan_mask.training.state import save_generator
 
 NAN = np.nan
@@ -555,7 +555,6 @@ def test_errors_name_option_and_remedy(fakes, prepared, tmp_path, capsys):
     assert "unknown method 'mf3m'" in error(capsys, "--data", "nowhere", "--out", "out", "--methods", "mf3m")  # at once
     assert "unknown split 'tran'" in error(capsys, "--data", "nowhere", "--out", "out", "--threshold-split", "tran")
     assert "no network" in error(capsys, *usual, "--methods", "dm", "--embedders", "--detectors")
-    assert "--checkpoint" in error(capsys, *usual)  # the generator is among the default methods
     assert "nowhere" in error(capsys, *usual, "--checkpoint", str(tmp_path / "nowhere"))
     assert "face-999" in error(capsys, *usual, "--methods", "dm", "--templates", "face-999")
     assert "--probes: expected a whole number from 1 to" in error(capsys, *usual, "--methods", "dm", "--probes", "0")
@@ -564,6 +563,16 @@ def test_errors_name_option_and_remedy(fakes, prepared, tmp_path, capsys):
     assert "fake: named as surrogate and as held out" in message
     (tmp_path / "file").write_text("in the way")
     assert "file" in error(capsys, *usual[:2], "--out", str(tmp_path / "file"), *usual[4:], "--methods", "dm")
+
+
+def test_without_a_checkpoint_the_shipped_generator_is_taken(fakes, prepared, tmp_path):
+    options = ["--data", str(prepared), *USUAL, "--methods", "generator", "--probes", "2"]
+    evaluation.main([*options, "--out", str(tmp_path / "one")])
+    evaluation.main([*options, "--out", str(tmp_path / "two"), "--checkpoint", str(SHIPPED)])
+    one, two = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("one", "two"))
+    assert one["rates"] == two["rates"] and one["checkpoint"] == "shipped"
+    pictures = [sorted((tmp_path / out / "faces/generator").iterdir()) for out in ("one", "two")]
+    assert [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]]
 
 
 def test_a_machine_without_cuda_says_so(fakes, prepared, tmp_path, capsys, monkeypatch):

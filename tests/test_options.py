@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, status
 
-from gan_mask import alarm, attacks, commands, config, training
+from gan_mask import alarm, attacks, commands, config, pretrained, training
 from gan_mask.errors import GanMaskError
 from gan_mask.harden import options as harden_options
 from gan_mask.harden import table
@@ -154,7 +154,8 @@ def test_yaml_words_and_numbers_stay_what_they_are_written_as(tmp_path, capsys):
     [
         ("seed: -1", "--seed: expected a whole number from 0 to 4294967295, got '-1'"),
         ("ema: .nan", "--ema: expected"), ("widths: [8, [8]]", "--widths: expected"), ("widths: []", "widths"),
-        ("steps: {a: 1}", "--steps: expected"), ("mixed_precision: off", "expected one of no, fp16, bf16, got 'off'"),
+        ("steps: {a: 1}", "--steps: expected"),
+        ("mixed_precision: off", "expected one of auto, no, fp16, bf16, got 'off'"),
     ],
 )  # fmt: skip
 def test_yaml_is_checked_like_the_command_line(line, complaint, tmp_path, capsys):
@@ -170,3 +171,10 @@ def test_booleans_of_yaml(tmp_path):
     for word, value in (("yes", True), ("on", True), ("true", True), ("no", False), ("Off", False)):
         path.write_text(f"crops: {word}\n")
         assert config.parse(table.TableConfig, ["--config", str(path)], "").crops is value
+
+
+@pytest.mark.parametrize("load", [pretrained.load_embedder, pretrained.load_detector])
+@pytest.mark.parametrize("name", ["onnx:folder/model.onnx", "folder/model.onnx", "onnx:folder/MODEL.ONNX"])
+def test_an_onnx_file_in_place_of_its_sidecar_is_told(load, name):
+    with pytest.raises(GanMaskError, match="sidecar.*such as onnx:folder/(model|MODEL).json.*keys are described in"):
+        load(name)

@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gan_mask import load_generator, losses, pretrained, templates, training
+from gan_mask.errors import GanMaskError
+from gan_mask.health import STOP, Health
 from gan_mask.landmarks import frame
 from gan_mask.networks import Generator
 from gan_mask.training import log, loop, state
+from gan_mask.training.options import TrainConfig
 
 TINY = (
     "--embedders fake --detectors fake --widths 8 16 --discriminator_width 8 --batch_size 4 --workers 0 --warmup 1 "
@@ -268,3 +271,58 @@ def test_a_checkpoint_has_no_path_of_this_machine_and_needs_no_photo(fakes, prep
     for folder in ("generator", "checkpoints"):
         for file in (tmp_path / "run" / folder).rglob("*.*"):
             assert not file.is_file() or b"private" not in file.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------- what accelerate is told
+
+
+def test_accelerate_that_accumulates_otherwise_is_refused(fakes, prepared, tmp_path, capsys, monkeypatch):
+    """It would never have come to an optimiser's step."""
+    arguments = ["--data", str(prepared), "--out", str(tmp_path / "run"), *TINY, "--steps", "2"]
+    for told in ("4", "auto"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", told)
+        message = error(capsys, *arguments)
+        assert f"accumulate {told} micro-batches" in message and "--accumulate is 1" in message
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    run(prepared, tmp_path / "told", "--steps", "1", "--accumulate", "2", "--batch_size", "2")
+    monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "ACCELERATE_USE_FSDP" in error(capsys, *arguments)
+
+
+@pytest.fixture
+def fresh():
+    """accelerate keeps one precision per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_precision_that_accelerate_is_told_counts_unless_ours_is_given(fresh, monkeypatch):
+    def precision(told: str, ours: str) -> str:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+        c, accelerator = loop.launched(TrainConfig(mixed_precision=ours))
+        assert c.mixed_precision == accelerator.mixed_precision
+        return c.mixed_precision
+
+    assert [precision("bf16", ours) for ours in ("auto", "no", "bf16")] == ["bf16", "no", "bf16"]
+    assert [precision("no", ours) for ours in ("auto", "bf16")] == ["no", "bf16"]
+    with pytest.raises(GanMaskError, match="told 'fp8' .*expected no, fp16 or bf16"):
+        precision("fp8", "auto")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert loop.launched(TrainConfig())[0].mixed_precision == "no"
+    with pytest.raises(GanMaskError, match="--mixed_precision bf16: .*already been initialized"):
+        loop.launched(TrainConfig(mixed_precision="bf16"))
+
+
+def test_a_generator_that_no_gradient_reaches_is_noticed(capsys):
+    terms, texture = {"d_logistic": torch.ones(4), "smooth": torch.ones(4)}, torch.rand(4, 3, 8, 8)
+    watch = Health(judged=True)
+    with pytest.raises(GanMaskError, match="no gradient reaches the generator"):
+        for _ in range(STOP):
+            assert not watch.streaks["generator"] or not watch.good
+            watch.look(terms, (0.0, 1.0), texture, texture)
+    assert "warning: no gradient reaches the generator" in capsys.readouterr().err

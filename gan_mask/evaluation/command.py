@@ -21,7 +21,7 @@ from gan_mask.evaluation.protocol import choose_probes, spread
 from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
-from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.networks import SHIPPED, Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.surrogates import Surrogates
 
@@ -41,7 +41,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     known = ", ".join(attacks.METHODS)
     add("--methods", nargs="+", default=DEFAULT_METHODS, help=f"of {known} (default: all but the optimised)")
     add("--checkpoint", help="generator: a folder with config.json and model.safetensors, or a run folder of train.py "
-        "(no default; only --methods generator needs it)")  # fmt: skip
+        "(default: the shipped one)")  # fmt: skip
     add("--templates", nargs="+", default=["faces"], help="template names, photos or groups (default: faces)")
     add("--harmonise", action="store_true", help="give templates the colours of the wearer's lower face first")
     add("--probes", type=config.number(int, COUNT), default=500, help="most probes (default: 500)")
@@ -135,6 +135,13 @@ def check(args: argparse.Namespace) -> None:
         raise GanMaskError(f"--threshold-split {args.threshold_split} has the probes' own people; name another split")
 
 
+def checkpoint_of(args: argparse.Namespace) -> Path | None:
+    """The generator's folder: the shipped one where none is given; None where no generator is asked for."""
+    if args.checkpoint:
+        return Path(args.checkpoint)
+    return SHIPPED if "generator" in args.methods else None
+
+
 def check_held_out(generator: Generator | None, held_out: Sequence[str]) -> None:
     """A network that the generator was trained against is no held-out network."""
     if generator is None:
@@ -157,7 +164,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     args.device = device
     photos = PreparedSet(args.data, args.split)
     probes = choose_probes(photos, args.probes, args.seed)
-    generator = load_generator(args.checkpoint, device) if args.checkpoint else None
+    checkpoint = checkpoint_of(args)
+    generator = load_generator(checkpoint, device) if checkpoint else None
     check_held_out(generator, [*args.held_out, *args.held_out_detectors])
     shape = generator.config if generator else GeneratorConfig()
     sets = {"surrogates": (args.surrogates, args.detectors), "held-out": (args.held_out, args.held_out_detectors)}
@@ -226,8 +234,8 @@ def settings_of(
     values = {k: v for k, v in vars(args).items() if k not in free}
     values |= {"version": gan_mask.__version__, "choice": CHOICE, "index": files.sha256(Path(args.data) / "index.npy")}
     values |= {"softness": shape.softness, "texture": [shape.texture_height, shape.texture_width]}
-    if args.checkpoint:
-        values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
+    if checkpoint := checkpoint_of(args):
+        values["weights"] = [files.sha256(p) for p in sorted(checkpoint.rglob("*.safetensors"))]
     values["networks"] = [fingerprint(name, network) for name, network in networks]
     values["photos"] = [files.sha256(name) for name in args.templates if Path(name).is_file()]
     return values

@@ -53,7 +53,7 @@ def report_of(
         "far": args.far,
         "fars": sorted(map(float, fars), reverse=True),
         "templates": args.templates,
-        "checkpoint": args.checkpoint,
+        "checkpoint": args.checkpoint or ("shipped" if "generator" in e.methods else None),
         "command": {k: v for k, v in vars(args).items() if k not in ("out", "cache", "device")},
         "embedders": {name: {"set": title_of[name], **c} for name, c in calibration.items()},
         "detectors": {name: {"set": title_of[name]} for name in e.detectors},

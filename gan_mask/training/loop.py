@@ -7,11 +7,12 @@ import glob
 import hashlib
 import math
 import multiprocessing
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ from gan_mask.training.schedule import Schedule
 from gan_mask.training.state import State, has_checkpoint
 from gan_mask.training.step import Game, Scene
 from gan_mask.training.validation import Validation
+
+ENGINES = ("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG")  # of accelerate, not ours
+PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 # What a generator may be fine-tuned to: its networks stay as they are.
 FREE = {"softness", "size", "margin", "default_template", "trained_against"}
@@ -79,7 +83,7 @@ def train(c: TrainConfig) -> None:
 
 def _train(c: TrainConfig, stop: stop_on_signals) -> None:
     out = Path(c.out)
-    accelerator = Accelerator(mixed_precision=c.mixed_precision, gradient_accumulation_steps=c.accumulate)
+    c, accelerator = launched(c)
     set_seed(c.seed)
     photos = open_faces(c.data, "train")
     if len(photos) < 2:
@@ -177,6 +181,27 @@ def _train(c: TrainConfig, stop: stop_on_signals) -> None:
     if accelerator.is_main_process:
         print(f"done: {c.steps} steps; the generator is in {out / 'generator'}")
     accelerator.end_training()
+
+
+def launched(c: TrainConfig) -> tuple[TrainConfig, Accelerator]:
+    """The options with what accelerate is told by its launcher or environment; GanMaskError where that can not be."""
+    told = {name: os.environ.get(f"ACCELERATE_{name}", "") for name in ("GRADIENT_ACCUMULATION_STEPS", *ENGINES)}
+    steps = told["GRADIENT_ACCUMULATION_STEPS"]
+    if steps not in ("", str(c.accumulate)):
+        raise GanMaskError(
+            f"accelerate is told to accumulate {steps} micro-batches ($ACCELERATE_GRADIENT_ACCUMULATION_STEPS), "
+            f"--accumulate is {c.accumulate}; give the same, or leave it to --accumulate"
+        )
+    if used := [name for name in ENGINES if told[name].lower() in ("1", "true", "yes", "on", "y", "t")]:
+        raise GanMaskError(f"$ACCELERATE_{used[0]}: this training runs in plain or distributed PyTorch only; unset it")
+    precision = None if c.mixed_precision == "auto" else c.mixed_precision  # None: as accelerate is told
+    if precision is None and os.environ.get(PRECISION, "no").lower() not in ("no", "fp16", "bf16"):
+        raise GanMaskError(f"accelerate is told {os.environ[PRECISION]!r} (${PRECISION}): expected no, fp16 or bf16")
+    try:
+        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=c.accumulate)
+    except ValueError as error:  # it keeps one precision per process, and asks the machine for what it can do
+        raise GanMaskError(f"--mixed_precision {precision or os.environ.get(PRECISION)}: {error}") from error
+    return replace(c, mixed_precision=accelerator.mixed_precision), accelerator
 
 
 def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:

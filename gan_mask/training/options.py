@@ -27,7 +27,9 @@ class TrainConfig:
     batch_size: int = option(32, "faces per process and micro-batch", within=Range(1, 65536))
     accumulate: int = option(1, "micro-batches per optimiser step", within=COUNT)
     seed: int = option(0, "of everything random", within=SEED)
-    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "arithmetic of the networks; geometry stays float32")
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option(
+        "auto", "arithmetic of the networks, geometry stays float32; auto: what accelerate is told, else no"
+    )
     workers: int = option(2, "loader processes per training process", within=WORKERS)
 
     embedders: tuple[str, ...] = option(
