@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import json
 import math
@@ -42,7 +41,7 @@ from gan_mask.config import FRACTION, SEED, Range, limited
 from gan_mask.data import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, UnreadableImage, align
-from gan_mask.files import read_json, remove_leftovers, replacing, write_json
+from gan_mask.files import locked, read_json, remove_leftovers, replacing, write_json
 from gan_mask.photo_source import Photo, Source
 
 CHUNK = 64  # photos
@@ -233,7 +232,7 @@ def prepare(
     with _writing(dst):
         if _claim(dst, begun):
             return dict(read_json(dst / "summary.json"))
-        with _locked(dst / ".parts"):
+        with locked(dst / ".parts"):
             parts = dst / ".parts"
             remove_leftovers(dst)
             numbered = {n: photos[n * CHUNK : (n + 1) * CHUNK] for n in range(math.ceil(len(photos) / CHUNK))}
@@ -289,16 +288,6 @@ def _same(dst: Path, earlier: Any, now: dict[str, Any]) -> None:
             f"{dst}: was begun with another source or other settings: {'; '.join(differing)}. "
             "Use the same ones, another DST, or delete this one"
         )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GanMaskError(f"{folder.parent}: another process is preparing this set; wait for it") from None
-        yield
 
 
 @dataclass

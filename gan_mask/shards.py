@@ -60,6 +60,7 @@ class ShardSet(Dataset[dict[str, Any]]):
         self.size, self.margin = int(meta["size"]), float(meta["margin"])
         shards = [shard for shard in meta["shards"] if shard["name"].startswith(f"{split}-")]
         self.names = [str(shard["name"]) for shard in shards]
+        self._sums = [str(shard["sha256"]) for shard in shards]
         self._first = np.cumsum([0, *(shard["faces"] for shard in shards)])  # number of each shard's first face
         self._places = np.concatenate([np.zeros(0, PLACE), *(self._load_places(shard) for shard in shards)])
         self.identities: np.ndarray = self._places["identity"].astype(np.int64)
@@ -78,6 +79,10 @@ class ShardSet(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.identities)
+
+    def fingerprint(self) -> str:
+        """Changes with the faces of the shards and their order."""
+        return files.digest(" ".join(self._sums))
 
     def __getitem__(self, key: int | tuple[int, bool]) -> dict[str, Any]:
         return self.__getitems__([key])[0]

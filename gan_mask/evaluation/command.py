@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,14 @@ def check_held_out(generator: Generator | None, held_out: Sequence[str]) -> None
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     """Write OUT; the report, or None in a process that only helps another."""
+    check(args)
+    with ExitStack() as held:
+        return _evaluate(args, held)
+
+
+def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | None:
     from accelerate import PartialState
 
-    check(args)
     state = PartialState(cpu=args.device == "cpu")
     device = str(state.device)
     args.device = device
@@ -194,6 +200,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     )  # fmt: skip
     settings = settings_of(args, shape, [*embedders.items(), *detectors.items()])
     if state.is_main_process:
+        held.enter_context(files.locked(experiment.out))
         open_folder(experiment.out, settings, list(attacks.METHODS))
     state.wait_for_everyone()
     work(experiment, state.process_index, state.num_processes)

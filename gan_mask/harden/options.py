@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +61,47 @@ def check(c: HardenConfig) -> None:
         raise GanMaskError("--steps: expected one number or more")
 
 
-def claim(out: Path, c: Any, name: str = "harden.json") -> None:
-    """OUT belongs to one set of options, kept in OUT/name; `workers` and `save_every` may change."""
+@contextmanager
+def claimed(c: Any, name: str = "harden.json") -> Iterator[None]:
+    """--out belongs to this process, and to one set of options and inputs, kept in OUT/name.
+
+    `workers` and `save_every` may change. GanMaskError when it was begun with others, or another process has it.
+    """
+    out = Path(c.out)
     settings = {k: v for k, v in config.to_dict(c).items() if k not in ("out", "workers", "save_every")}
+    settings["inputs"] = inputs_of(c)
     path = out / name
     if path.is_file():
         before = files.read_json(path)
-        if changed := [k for k, v in settings.items() if before.get(k) != v]:
+        changed = [k for k, v in settings.items() if before.get(k) != v]
+        if "inputs" in changed:
+            known = before.get("inputs", {})
+            changed.remove("inputs")
+            changed += [f"content of {k}" for k, v in settings["inputs"].items() if known.get(k) != v]
+        if changed:
             raise GanMaskError(f"{out} was begun with other options ({', '.join(changed)}); use another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    files.remove_leftovers(out)
-    files.write_json(path, settings)
+    with files.locked(out):
+        files.remove_leftovers(out)
+        files.write_json(path, settings)
+        yield
+
+
+def inputs_of(c: Any) -> dict[str, str]:
+    """SHA-256 of what the options name: the prepared set, checkpoints, sidecars and photos, which may change there."""
+    found = {c.data: files.sha256(Path(c.data) / "index.npy")}
+    for key, value in config.to_dict(c).items():
+        for name in value if isinstance(value, list) else [value]:
+            path = Path(str(name).removeprefix("onnx:"))
+            if key == "out" or not str(name):
+                continue
+            if path.is_file():
+                found[str(name)] = files.sha256(path)
+            elif (weights := generator_file(path)) is not None:
+                found[str(name)] = files.sha256(weights)
+    return found
+
+
+def generator_file(folder: Path) -> Path | None:
+    """The weights of the generator in `folder`, a checkpoint or a run folder; None where there is none."""
+    places = (folder / "model.safetensors", folder / "generator" / "model.safetensors")
+    return next((path for path in places if path.is_file()), None)

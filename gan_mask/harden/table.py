@@ -28,7 +28,7 @@ from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.faces import FaceFinder, read_image, to_tensors
 from gan_mask.harden import pictures
-from gan_mask.harden.options import claim
+from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
 from gan_mask.harden.pools import faced_masks
 from gan_mask.networks import Generator, GeneratorConfig, load_generator
@@ -197,9 +197,13 @@ def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, oth
 
 def measure(c: TableConfig) -> dict[str, Any]:
     config.check(c)
-    out = Path(c.out)
-    claim(out, c, "settings.json")
     photos = PreparedSet(c.data, "test")
+    with claimed(c, "settings.json"):
+        return _measure(c, photos)
+
+
+def _measure(c: TableConfig, photos: PreparedSet) -> dict[str, Any]:
+    out = Path(c.out)
     probes = choose_probes(photos, c.probes, c.seed)
     detectors = {"before": pretrained.load_detector(c.before), "after": pretrained.load_detector(c.after)}
     whole = {name: pretrained.load_embedder(name) for name in c.embedders}

@@ -29,8 +29,13 @@ BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (m
 
 def sample(args: argparse.Namespace) -> list[Row]:
     """Do what the command says; the rows of results.csv."""
+    check_folders(Path(args.faces), Path(args.out))
+    with files.locked(args.out):
+        return _sample(args)
+
+
+def _sample(args: argparse.Namespace) -> list[Row]:
     source, out = Path(args.faces), Path(args.out)
-    check_folders(source, out)
     names, problems = find_photos(source)
     if not names:
         raise GanMaskError(f"--faces {source}: no image files in it ({', '.join(sorted(IMAGE_SUFFIXES))})")

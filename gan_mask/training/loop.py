@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import glob
-import hashlib
 import math
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,9 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
 from gan_mask.networks import OWN, Discriminator, Generator, load_generator
+from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.shards import ShardSet, open_faces
-from gan_mask.surrogates import load_surrogates
+from gan_mask.surrogates import Surrogates, load_surrogates
 from gan_mask.training.log import Log
 from gan_mask.training.options import (
     BATCH,
@@ -77,11 +78,11 @@ def lost_process(error: RuntimeError) -> bool:
 def train(c: TrainConfig) -> None:
     """Train, or go on with what --out holds. SIGTERM and Ctrl-C end it after the step, with a checkpoint."""
     check(c)
-    with stop_on_signals() as stop:
-        _train(c, stop)
+    with stop_on_signals() as stop, ExitStack() as held:
+        _train(c, stop, held)
 
 
-def _train(c: TrainConfig, stop: stop_on_signals) -> None:
+def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     out = Path(c.out)
     c, accelerator = launched(c)
     set_seed(c.seed)
@@ -117,7 +118,7 @@ def _train(c: TrainConfig, stop: stop_on_signals) -> None:
     bank = templates.load_all(c.templates, generator.texture_size).to(device)
     if generator.config.default_template == OWN:
         ema.template.copy_(bank[0])
-    claim(out, c, accelerator)
+    claim(out, c, surrogates, accelerator, held)
 
     bare = {"net": net, "discriminator": discriminator}  # without what accelerate wraps around them: torch.compile, DDP
     net, discriminator, *optimizers = accelerator.prepare(net, discriminator, *optimizers)
@@ -204,26 +205,30 @@ def launched(c: TrainConfig) -> tuple[TrainConfig, Accelerator]:
     return replace(c, mixed_precision=accelerator.mixed_precision), accelerator
 
 
-def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
-    """Make the run folder, or make sure that it holds the same run."""
+def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accelerator, held: ExitStack) -> None:
+    """Make the run folder, or make sure that it holds the same run, and that no other process writes there."""
     if accelerator.is_main_process:
-        path = out / "train.json"
+        path, now = out / "train.json", config.to_dict(c)
+        now["processes"] = accelerator.num_processes
+        now["networks"] = surrogates.fingerprints()
         if path.is_file():
-            # An option that is newer than the run had its default.
-            before, now = config.to_dict(TrainConfig()) | files.read_json(path), config.to_dict(c)
+            # An option that is newer than the run had its default, and what was not kept then is not known.
+            before = now | config.to_dict(TrainConfig()) | files.read_json(path)
             changed = [k for k in now if k not in RESUMABLE and before[k] != now[k]]
             if math.prod(before[k] for k in BATCH) == math.prod(now[k] for k in BATCH):
                 changed = [k for k in changed if k not in BATCH]
             if changed:
-                differences = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed)
+                differences = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed if k != "networks")
+                if "networks" in changed:
+                    differences = ", ".join([differences] * bool(differences) + ["changed weights of the networks"])
                 raise GanMaskError(
                     f"{out} holds a run with other options ({differences}); "
                     "give another --out, or the same options to resume"
                 )
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(files.locked(out))
             files.remove_leftovers(out)
-            files.write_json(path, config.to_dict(c))
+            files.write_json(path, now)
         except OSError as error:
             raise GanMaskError(f"--out {out}: cannot write there ({error.strerror})") from error
     accelerator.wait_for_everyone()
@@ -248,8 +253,9 @@ def clean_embeddings(
     embedder: Any, photos: PreparedSet | ShardSet, out: Path, accelerator: Accelerator, workers: int
 ) -> Tensor:
     """Embeddings (N, D) of the unmasked train split, computed once per run, by all processes, and kept beside it."""
-    order = hashlib.sha256(photos.identities.tobytes()).hexdigest()[:8]  # --data may change: a set to its shards
-    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{order}.npy"
+    # Of these weights and these faces: --data may change, to a set's shards or to more people.
+    key = files.digest(f"{fingerprint(embedder.name, embedder)} {photos.fingerprint()} {photos.split}")
+    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{key[:16]}.npy"
     absent = torch.tensor(int(not (path.is_file() and readable(path, len(photos)))), device=accelerator.device)
     if accelerator.reduce(absent, "sum").item():  # one answer for all processes, before any of them writes
         shares = min(accelerator.num_processes, len(photos))

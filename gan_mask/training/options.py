@@ -92,7 +92,7 @@ class TrainConfig:
 
 # Options that may change when a run is resumed; with any other change the result would not be that of one run.
 RESUMABLE = {"out", "data", "steps", "workers", "log_every", "validate_every", "validation_faces", "save_every", "keep"}
-BATCH = ("batch_size", "accumulate")  # free to change, too, while their product stays: the faces of a step
+BATCH = ("batch_size", "accumulate", "processes")  # free to change, too, while their product stays: the faces of a step
 
 
 def check(c: TrainConfig) -> None:
