@@ -333,7 +333,7 @@ def test_optimised_methods_take_their_options_and_say_what_they_took(
     assert [row["iterations"] for row in rows] == ["3", "3"] and float(rows[0]["attack_seconds"]) > 0
     noisy, clean = (np.asarray(Image.open(tmp_path / out / f"{PEOPLE[0]}.png")).astype(int) for out in ("a", "dm"))
     assert 1 <= np.abs(noisy - clean).max() <= 0.02 * 255 + 1
-    for wrong, remedy in [("--kernel=4", "odd"), ("--bound=-1", "0 or more"), ("--steps=many", "INT")]:
+    for wrong, remedy in [("--kernel=4", "odd"), ("--bound=-1", "from 0 to 1"), ("--steps=many", "a whole number")]:
         assert run(folder, tmp_path / "b", "--method", "mf2m", wrong) == 2
         error = capsys.readouterr().err
         assert wrong.split("=")[0] in error and remedy in error
