@@ -186,7 +186,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         if Path(path).stat().st_size > LARGEST_FILE:
             raise ValueError(f"larger than {LARGEST_FILE} bytes")
         # Every scalar as it is written, for _convert to read: YAML 1.1 would make a boolean of `no`, 8 of 010.
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506  (makes no objects)
+        values = yaml.BaseLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise GanMaskError(f"--config {path}: no such file") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
