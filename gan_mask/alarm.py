@@ -164,7 +164,7 @@ class AlarmConfig:
 def calibrate(c: AlarmConfig) -> Alarm:
     """Fit, set the threshold, write --out."""
     from gan_mask.harden.pools import faced_masks
-    from gan_mask.networks import GeneratorConfig, load_generator
+    from gan_mask.networks import load_generator
 
     config.check(c)
     if wrong := [m for m in c.against if m not in ("generator", "dm")] or ([] if c.against else ["nothing"]):
@@ -176,11 +176,11 @@ def calibrate(c: AlarmConfig) -> Alarm:
     rng = np.random.default_rng(c.seed)
     generator = load_generator(c.checkpoint) if "generator" in c.against else None
     bank = templates.load_all(c.templates, generator.texture_size if generator else masking.TEXTURE)
-    softness = (generator.config if generator else GeneratorConfig()).softness
     count = c.faces // len(c.against)
+    paper = attacks.Options(placement="paper")
     faced = [
-        faced_masks(train, rng.integers(len(train), size=count), attacks.method(name, generator), bank,
-                    c.own_templates, softness, rng, name)
+        faced_masks(train, rng.integers(len(train), size=count), attacks.method(name, generator, options=paper), bank,
+                    c.own_templates, rng, name)
         for name in c.against
     ]  # fmt: skip
     bare = _crops(train, rng.permutation(len(train))[: c.faces])

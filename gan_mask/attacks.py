@@ -2,7 +2,8 @@
 
 A method maps wearers to mask textures in canonical space:
 `method(faces [B,3,H,W] in [0,1], landmarks [B,68,2] px, templates [B,3,h,w]) -> textures [B,3,h,w]`,
-which `masking.wear` puts on the crop or on the full photo; None means that no mask is worn.
+and knows how they are worn: `method.wear` puts them on the crop, `photos.wear_on_photo` on a photo of any size.
+None in place of textures means that no mask is worn.
 """
 
 from __future__ import annotations
@@ -19,17 +20,40 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gan_mask import augment, config, losses, masking
+from gan_mask import augment, config, likeness, losses, masking
 from gan_mask import templates as shipped
 from gan_mask.augment import Draws
 from gan_mask.config import FRACTION, WEIGHT, Range, option
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import KERNEL, Generator, filter_texture
+from gan_mask.pretrained import contract
 from gan_mask.surrogates import Goal, Surrogates, evasion_terms
 
-Method = Callable[[Tensor, Tensor, Tensor], Tensor | None]
+Paint = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 
 PLAIN = "plain-blue"  # the surgical mask of the benign baseline
+
+
+@dataclass(frozen=True)
+class Method:
+    """What makes a texture, and how it is worn."""
+
+    paint: Paint
+    placement: masking.PlacementName = "paper"
+    softness: float = 0.03  # of placement "paper": at the mask's edge, fraction of the mask's width
+
+    def __call__(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor | None:
+        return self.paint(faces, landmarks, templates)
+
+    def wear(self, faces: Tensor, landmarks: Tensor, textures: Tensor | None) -> Tensor:
+        """Masked faces (B, 3, H, W) in [0, 1]."""
+        if textures is None:
+            return faces
+        return masking.put_on(faces, landmarks, textures, self.placement, self.softness)
+
+    def record(self) -> Record | None:
+        """What the faces of the last call took, if each was optimised."""
+        return self.paint.records.pop() if isinstance(self.paint, Optimised) else None
 
 
 def none(faces: Tensor, landmarks: Tensor, templates: Tensor) -> None:
@@ -45,6 +69,12 @@ def plain(faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
 def dm(faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
     """Delaunay-based masking: the template's lower face, worn as it is (arXiv 2201.06427)."""
     return templates.expand(len(faces), -1, -1, -1)
+
+
+def dm_adapted(faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
+    """DM's template in the wearer's colours, contrast and sharpness, for seamless placement."""
+    templates = dm(faces, landmarks, templates)
+    return likeness.adapt(templates, masking.unwrap(faces, landmarks, (templates.shape[2], templates.shape[3])))
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,7 @@ class Options:
     patience: int = option(
         3, "steps in a row at which a face meets its goal before it is left alone; 0: never", within=Range(0, 2**31 - 1)
     )
+    placement: masking.PlacementName = "paper"
     softness: float = 0.03  # at the mask's edge, fraction of the mask's width
     seed: int = 0
 
@@ -89,7 +120,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(args: argparse.Namespace, softness: float) -> Options:
-    """What the command line says, with its --seed. softness: of the masks' edges, fraction of the mask's width."""
+    """What the command line says, with its --seed and --placement. softness: of the masks' edges, of their width."""
     return config.from_values(Options, {**vars(args), "softness": softness}, config.dashed)
 
 
@@ -135,12 +166,16 @@ class Optimised:
         self.records: list[Record] = []
 
     def __call__(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
-        work = self._begin(faces, landmarks, templates.expand(len(faces), -1, -1, -1))
+        benign = dm_adapted if self.options.placement == "seamless" else dm
+        work = self._begin(faces, landmarks, benign(faces, landmarks, templates))
         result = work.templates.clone()
         record = Record(torch.zeros(len(faces), dtype=torch.long), torch.zeros(len(faces)))
         for step in tqdm(range(self.options.steps), desc=self.name, unit="step", leave=False, disable=None):
             started = time.perf_counter()
-            texture, met = self._step(work, step)
+            try:
+                texture, met = self._step(work, step)
+            except contract.NotFinite as error:  # its rows are those of the faces that are left
+                raise contract.NotFinite(error.network, [int(work.rows[row]) for row in error.rows]) from None
             rows = work.rows.tolist()
             result[work.rows[met]] = texture[met]
             work = work.keep(~met)  # a face that met its goal keeps the texture that did it
@@ -169,11 +204,14 @@ class Optimised:
         with torch.enable_grad():
             variables = [variable.detach().requires_grad_() for variable in w.variables]
             texture = self.paint(w.templates, variables)
-            masked = augment.round_to_8_bit(masking.wear(w.faces, w.placement, texture, o.softness))
+            worn = masking.put_on(w.faces, w.landmarks, texture, o.placement, o.softness, w.placement)
+            masked = augment.round_to_8_bit(worn)
             terms = evasion_terms(masked, w.landmarks, w.references, self.surrogates, draws, o.diversity, o.goal)
             evasion = torch.stack(list(terms.values())).sum(0)
             loss = evasion + self.penalty(w.templates, texture, variables)
             gradients = torch.autograd.grad(loss.sum(), variables)
+            if not evasion.isfinite().all():  # where contract.watch does not look
+                raise GanMaskError(f"{self.name}: a surrogate answers NaN or infinity; leave out one after the other")
         with torch.no_grad():
             w.variables = self.move(variables, gradients, w.state, step)
         w.calm = torch.where(evasion == 0, w.calm + 1, 0)
@@ -267,20 +305,26 @@ def method(
     surrogates: Surrogates | None = None,
     options: Options = Options(),  # noqa: B008  (frozen)
 ) -> Method:
-    """The method called `name`; 'generator' needs `generator`, the optimised ones `surrogates` and take `options`."""
+    """The method called `name`; 'generator' needs `generator`, the optimised ones `surrogates` and take `options`.
+
+    options.placement is that of 'dm' and of the optimised ones; a generator has its own, and a plain mask is no face.
+    """
     if name == "generator":
         if generator is None:
             raise GanMaskError("method 'generator' needs a checkpoint (--checkpoint)")
-        return partial(generator.texture, seed=options.seed)
+        return Method(partial(generator.texture, seed=options.seed), generator.config.placement, options.softness)
     if name in OPTIMISED:
         if surrogates is None:
             raise GanMaskError(f"method '{name}' needs surrogates (--embedders, --detectors)")
-        return OPTIMISED[name](surrogates, options)
-    known: dict[str, Method] = {"none": none, "plain": plain, "dm": dm}
+        return Method(OPTIMISED[name](surrogates, options), options.placement, options.softness)
+    seamless = name == "dm-seamless" or (name == "dm" and options.placement == "seamless")
+    if seamless:
+        return Method(dm_adapted, "seamless")
+    known: dict[str, Paint] = {"none": none, "plain": plain, "dm": dm}
     if name not in known:
         raise GanMaskError(f"unknown method '{name}'; known: {', '.join(METHODS)}")
-    return known[name]
+    return Method(known[name], "paper", options.softness)
 
 
 OPTIMISED: dict[str, type[Optimised]] = {kind.name: kind for kind in (AdvNoiseDM, MF2M)}
-METHODS = ("none", "plain", "dm", *OPTIMISED, "generator")
+METHODS = ("none", "plain", "dm", "dm-seamless", *OPTIMISED, "generator")

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -228,6 +229,8 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 
 def _convert(value: Any, kind: Any, within: Range | None) -> Any:
     """`value`, a string or what JSON made of it, as `kind`; ValueError where it is none, or not `within` its range."""
+    if isinstance(kind, UnionType):  # `kind | None`
+        return None if value is None else _convert(value, typing.get_args(kind)[0], within)
     if typing.get_origin(kind) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         if len(items) > MOST_ITEMS:
@@ -274,6 +277,8 @@ def _complaint(value: Any, kind: Any, within: Range | None) -> str:
 
 
 def _expected(kind: Any, within: Range | None) -> str:
+    if isinstance(kind, UnionType):
+        kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

@@ -10,9 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gan_mask.errors import GanMaskError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+NAME_BYTES = 255  # of a file's name, at most, on nearly all file systems
 
 
 @contextmanager
@@ -22,7 +26,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    ending = f".{os.getpid()}.tmp"
+    stem = path.name if len(os.fsencode(f".{path.name}{ending}")) <= NAME_BYTES else digest(path.name)
+    temporary = path.with_name(f".{stem}{ending}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -121,17 +127,19 @@ def read_json(path: str | Path) -> Any:
         raise GanMaskError(f"{path}: not readable as JSON ({error})") from error
 
 
-def sha256(path: str | Path) -> str:
+def sha256(*paths: str | Path) -> str:
+    """Of a file, or of several one after the other."""
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
+    for path in paths:
+        with open(path, "rb") as f:
+            while chunk := f.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
 def digest(text: str) -> str:
     """SHA-256 of a text, as hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def safe_name(text: str) -> str:
@@ -143,3 +151,16 @@ def without_folder(name: str) -> str:
     """The name of a network, template or file as a file that is passed on tells it: no path of this machine."""
     scheme = "onnx:" if name.startswith("onnx:") else ""
     return scheme + Path(name.removeprefix(scheme)).name
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file; raises GanMaskError that names it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise GanMaskError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise GanMaskError(f"{path}: damaged or not a safetensors file ({error})") from error

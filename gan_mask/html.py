@@ -31,9 +31,12 @@ def write(path: Path, template: str, filters: dict[str, Callable[..., Any]] | No
     files.write_text(path, html.encode("utf-8", "backslashreplace").decode())
 
 
-def data_uri(image: Image.Image, side: int) -> str:
-    """The picture, no larger than side x side px, as a JPEG inside of a URL."""
+def data_uri(image: Image.Image, side: int, enlarge: bool = False) -> str:
+    """The picture, no larger (with `enlarge` no smaller either) than side x side px, as a JPEG inside of a URL."""
     small = image.convert("RGB")
+    if enlarge and max(small.size) < side:
+        factor = side / max(small.size)
+        small = small.resize((round(small.width * factor), round(small.height * factor)), Image.Resampling.LANCZOS)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)

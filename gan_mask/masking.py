@@ -1,25 +1,40 @@
-"""The geometry of a worn mask: canonical mask space, `unwrap` (image to mask) and `wear` (mask to image).
+"""The geometry of a worn mask: canonical mask space, `unwrap` (image to mask), `wear` (mask to image), `seamless`.
 
-Both are piecewise affine over one Delaunay triangulation of 35 mask landmarks (jaw, nose, mouth),
+The first two are piecewise affine over one Delaunay triangulation of 35 mask landmarks (jaw, nose, mouth),
 as in DM, "Masked Faces with Faced Masks" (arXiv 2201.06427). Everything is batched and
 differentiable in images, textures and landmarks; there is no loop over faces or triangles, and
 memory grows with the box around the batch's masks, whatever the number of triangles.
+
+A texture is put on in one of two ways (PLACEMENTS): as it is, as the paper does, or seamlessly, cloned into the
+wearer's own face.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gan_mask import cloning
 from gan_mask.errors import GanMaskError
 from gan_mask.landmarks import MEAN_FACE
 
 TEXTURE = (72, 96)  # height, width of canonical mask space: about one texel per pixel of a 160 px LFW crop
+
+PLACEMENTS = ("paper", "seamless")
+PlacementName = Literal["paper", "seamless"]
+
+# Of seamless placement. Lengths are fractions of the mask's width: the jaw's landmarks lie on the face's outline and
+# are off by a few per cent, so the seam keeps away from what is behind the face.
+SEAM_INSET = 0.05
+SEAM_FADE = 0.06  # from the seam inwards
+SEAM_POINTS = 96
+SEAM_BLUR = 1.75  # texels at 72 x 96: a single odd texel at the seam must not colour a whole cheek
+SEAM_NEIGHBOURS = 3  # places along the seam that are averaged
 
 # Jaw from ear to ear, nose from its bridge down, outer lips. The inner lips are left out: they
 # coincide on a closed mouth.
@@ -105,25 +120,98 @@ def place(landmarks: Tensor, height: int, width: int) -> Placement:
         return Placement(torch.view_as_real(m_x * x + m_y * y + shift), (top, left), (height, width))
 
 
-def wear(face: Tensor, landmarks: Tensor | Placement, texture: Tensor, softness: float = 0.0) -> Tensor:
+def wear(
+    face: Tensor,
+    landmarks: Tensor | Placement,
+    texture: Tensor,
+    softness: float = 0.0,
+    own: Tensor | None = None,
+) -> Tensor:
     """Put the mask on: face (B, C, H, W), landmarks (B, 68, 2) px, texture (B, C, h, w) -> (B, C, H, W).
 
     Differentiable in all three; outside of the region the result equals `face` bit for bit and has its dtype.
-    softness: as in `region`. GanMaskError unless both are of floating-point colours in [0, 1].
+    softness: as in `region`.
+    own: the wearer's own texture (`unwrap`), if the face is to change by the difference between the two instead of
+    being covered: where they agree it stays as it is, and detail too fine for a texture stays everywhere. In [0, 1].
+    GanMaskError unless both pictures are of floating-point colours in [0, 1]; beside `own` the texture's may be others.
     """
     if isinstance(landmarks, Tensor):
         _check(face, landmarks)
-    check_pictures(texture, "texture", values=isinstance(landmarks, Tensor) and _unhurried(texture))
+    check_pictures(texture, "texture", values=own is None and isinstance(landmarks, Tensor) and _unhurried(texture))
+    return lay(face, landmarks, texture, softness, own)
+
+
+def lay(
+    face: Tensor, landmarks: Tensor | Placement, texture: Tensor, softness: float = 0.0, own: Tensor | None = None
+) -> Tensor:
+    """`wear` for layers of any values, such as differences of colours."""
     if texture.shape[:2] != face.shape[:2]:
         raise GanMaskError(f"texture {tuple(texture.shape)} and face {tuple(face.shape)} differ in batch or channels")
     placement = _placement(landmarks, *face.shape[2:])
     with torch.autocast(face.device.type, enabled=False):
         bare = _full_precision(_box(face, placement))
         grid = placement.grid.to(bare.dtype)
-        worn = torch.lerp(bare, _sample(_full_precision(texture).to(bare.dtype), grid), _opacity(grid, softness))
+        texture, opacity = _full_precision(texture).to(bare.dtype), _opacity(grid, softness)
+        if own is None:
+            worn = torch.lerp(bare, _sample(texture, grid), opacity)
+        else:
+            change = _sample(texture - _full_precision(own).to(bare.dtype), grid)
+            worn = torch.addcmul(bare, opacity, change).clamp_(0, 1)
         result = face.clone()
         _box(result, placement).copy_(worn)
         return result
+
+
+def seamless(texture: Tensor, own: Tensor) -> Tensor:
+    """Clone a texture into the wearer's own: both (B, C, h, w) -> (B, C, h, w), not clamped, float32 or float64.
+
+    t + M (o - t) at the seam, with M the mean value coordinates of each texel (Farbman et al. 2009), fading into `own`
+    towards the seam and equal to it outside. Linear and differentiable in both. One's own texture comes back as it is,
+    and what is constant or affine in a texture (its overall colour, light from one side) has no effect.
+    """
+    if texture.shape != own.shape:
+        raise GanMaskError(f"texture {tuple(texture.shape)} and own texture {tuple(own.shape)} differ")
+    with torch.autocast(texture.device.type, enabled=False):
+        texture = _full_precision(texture)
+        own = _full_precision(own).to(texture.dtype)
+        gather, spread, opacity = _seam(*texture.shape[2:], texture.dtype, texture.device)
+        lacking = own - texture
+        membrane = (lacking.flatten(2) @ gather @ spread).view_as(texture)
+        return torch.addcmul(own, opacity, membrane - lacking)
+
+
+def structure(texture: Tensor) -> Tensor:
+    """What of a texture (B, C, h, w) seamless placement keeps: 0 at the seam and outside, blind to affine changes.
+
+    seamless(t, o) = o + structure(t) - structure(o).
+    """
+    return seamless(texture, torch.zeros_like(texture))
+
+
+def seam_opacity(like: Tensor) -> Tensor:
+    """What seamless placement shows of a texture of `like`'s size (B, C, h, w): (h, w), 0 from the seam outwards."""
+    return _seam(like.shape[2], like.shape[3], like.dtype, like.device)[2]
+
+
+def put_on(
+    face: Tensor,
+    landmarks: Tensor,
+    texture: Tensor,
+    placement: PlacementName,
+    softness: float = 0.0,
+    pixels: Placement | None = None,
+) -> Tensor:
+    """The masked face, by either placement: arguments and result as in `wear`, in [0, 1].
+
+    "paper": the texture covers the face, fading by `softness` at its edge, as in DM.
+    "seamless": cloned into the wearer's own texture, whose fine detail stays; the texture's colours may leave [0, 1].
+    pixels: where the masks lie, if the caller has found it already (`place`).
+    """
+    where = landmarks if pixels is None else pixels
+    if placement == "paper":
+        return wear(face, where, texture, softness)
+    own = unwrap(face, landmarks, (texture.shape[2], texture.shape[3]))
+    return wear(face, where, seamless(texture, own), own=own)
 
 
 def _placement(landmarks: Tensor | Placement, height: int, width: int) -> Placement:
@@ -341,3 +429,20 @@ def _fade(softness: float) -> Tensor:
     texel = _texel_centres(height, width)
     depth = _nearest_on_boundary(texel)[1] * _inside(texel)
     return (depth / softness).clamp(0, 1).view(1, 1, height, width)
+
+
+@lru_cache(maxsize=8)
+def _seam(height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of seamless placement: texels to seam (h*w, N), seam to texels (N, h*w), opacity (h, w)."""
+    size = torch.tensor([width, height], dtype=torch.float64)
+    polygon = cloning.inset(CANONICAL[list(BOUNDARY)].double() * size, SEAM_INSET * width)
+    edge = cloning.evenly(polygon, SEAM_POINTS)
+    texels = _texel_centres(height, width).double() * size
+    depth = cloning.depth_in(polygon, texels)
+    inside = depth > 1e-6
+    spread = torch.zeros(len(texels), SEAM_POINTS, dtype=torch.float64)  # 0 outside, where nothing is cloned
+    spread[inside] = cloning.mean_values(texels[inside], edge)
+    blur = SEAM_BLUR * max(height / TEXTURE[0], 0.5)
+    gather = cloning.edge_averages(texels, edge, blur, SEAM_NEIGHBOURS)
+    opacity = (depth / (SEAM_FADE * width)).clamp(0, 1).view(height, width)
+    return gather.T.contiguous().to(device, dtype), spread.T.contiguous().to(device, dtype), opacity.to(device, dtype)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gan_mask import masking
+from gan_mask import likeness, masking
 from gan_mask.config import FRACTION, Range, from_values, limited, to_dict
 from gan_mask.errors import GanMaskError
-from gan_mask.files import read_json
+from gan_mask.files import read_json, read_safetensors
 
 SHIPPED = Path(__file__).parent / "assets" / "lfw160"  # the default generator; its card: checkpoints/lfw160
 
@@ -39,11 +37,13 @@ class GeneratorConfig:
     heads: Literal["filter", "residual", "both"] = "both"
     kernel: int = limited(5, KERNEL)  # K of the K x K filter, odd
     residual_bound: float = limited(0.12, FRACTION)  # largest change of a texel by the residual head, in [0, 1] units
-    softness: float = limited(0.03, SOFTNESS)  # fade at the mask's edge, fraction of the mask's width
+    placement: masking.PlacementName = "paper"  # how its masks are worn: masking.put_on
+    softness: float = limited(0.03, SOFTNESS)  # of placement "paper": fade at the edge, of the mask's width
     size: int = limited(160, Range(1, 4096))  # pixels: side of the crops it was trained on
     margin: float = limited(0.375, Range(0, 2))  # framing of those crops, see landmarks.frame
-    default_template: str = "face-001"
+    default_template: str = "face-001"  # "match": the shipped face that suits each wearer best; OWN: the checkpoint's
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
+    trained_against_weights: tuple[str, ...] = ()  # of these, see pretrained.protocol.weights_digest; older ones: none
 
 
 def filter_texture(texture: Tensor, kernels: Tensor) -> Tensor:
@@ -140,34 +140,40 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         z = torch.randn(1, self.config.noise, generator=torch.Generator().manual_seed(seed))
         return z.expand(batch, -1).to(next(self.parameters()))
 
-    def default_template(self) -> Tensor:
-        """Texture (3, h, w) of the template that the configuration names: a shipped one, or the checkpoint's own."""
-        if self.config.default_template == OWN:
-            return self.template
-        from gan_mask.templates import load  # reads the embedded images, which training does not need
+    def default_templates(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        """What the configuration names for these wearers (see `texture`): textures (B or 1, 3, h, w)."""
+        name = self.config.default_template
+        if name == OWN:
+            return self.template[None]
+        from gan_mask import templates  # reads the embedded images, which training does not need
 
-        return load(self.config.default_template, self.texture_size)
+        names = templates.best(faces, landmarks) if name == "match" else [name]
+        return templates.load_all(names, self.texture_size)
 
     def texture(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
         """Mask textures (B, 3, h, w) in [0, 1] for faces (B, 3, H, W) in [0, 1] with landmarks (B, 68, 2) px.
 
         templates: textures (B or 1, 3, h, w) in [0, 1] of the faces printed on the masks; by default the
-        one that the configuration names. GanMaskError for colours outside of [0, 1], such as 0 to 255.
+        one that the configuration names. With seamless placement they are adapted to the wearers first.
+        GanMaskError for colours outside of [0, 1], such as 0 to 255.
         """
-        if templates is None:
-            templates = self.default_template()[None]
         masking.check_pictures(faces, "faces", values=True)
+        if templates is None:
+            templates = self.default_templates(faces, landmarks)
         masking.check_pictures(templates, "templates", values=True)
         if tuple(templates.shape[2:]) != self.texture_size:
             raise GanMaskError(f"templates are {tuple(templates.shape[2:])}, the generator takes {self.texture_size}")
+        own = masking.unwrap(faces, landmarks, self.texture_size)
+        templates = templates.to(own).expand(len(faces), -1, -1, -1)
+        if self.config.placement == "seamless":
+            templates = likeness.adapt(templates, own)
         z = self.noise(len(faces), seed)
-        face_texture = masking.unwrap(faces, landmarks, self.texture_size)
-        return self.net(face_texture.to(z), templates.to(z).expand(len(faces), -1, -1, -1), z)
+        return self.net(own.to(z), templates.to(z), z)
 
     def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
         """Masked faces (B, 3, H, W) in [0, 1], of the faces' dtype; arguments as in `texture`."""
         texture = self.texture(faces, landmarks, templates, seed)
-        return masking.wear(faces, landmarks, texture, self.config.softness)
+        return masking.put_on(faces, landmarks, texture, self.config.placement, self.config.softness)
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own is untyped
@@ -244,12 +250,3 @@ def _checkpoint_folder(path: Path) -> Path:
     known = sorted(p.parent.name for p in shipped.glob("*/config.json")) if shipped.is_dir() else []
     hint = f"; shipped: {', '.join(f'checkpoints/{k}' for k in known)}" if known else ""
     raise GanMaskError(f"{path}: no checkpoint here (expected config.json and model.safetensors){hint}")
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise GanMaskError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise GanMaskError(f"{path}: damaged or not a safetensors file ({error})") from error

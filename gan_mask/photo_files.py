@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 import gan_mask
 from gan_mask import files
+from gan_mask.errors import GanMaskError
 from gan_mask.faces import opened
 
 # How a photo is written, by the format it was read from. All of them hold the provenance tag. Lossy WebP
@@ -29,6 +31,8 @@ KEPT_EXIF_IFD = (
     ExifTags.Base.ExposureTime, ExifTags.Base.FNumber, ExifTags.Base.ISOSpeedRatings, ExifTags.Base.DateTimeOriginal,
     ExifTags.Base.FocalLength, ExifTags.Base.ColorSpace,
 )  # fmt: skip
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the next photo would not be written either
 
 SOFTWARE = f"gan_mask {gan_mask.__version__}"
 
@@ -77,8 +81,30 @@ def provenance(method: str, checkpoint: str | None, template: str) -> str:
     return f"{SOFTWARE} {made}; not an original photograph"
 
 
+class UnwritableImage(GanMaskError):
+    """A photo that cannot be written, whatever the reason, where others may be; `reason` does not name the file."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+
+
 def write(photo: np.ndarray, path: Path, original: Original, tag: str) -> None:
-    """Write RGB uint8 (H, W, 3) to `path`, whole or not at all."""
+    """Write RGB uint8 (H, W, 3) to `path`, whole or not at all, in a new folder if need be.
+
+    Raises UnwritableImage for what is wrong with this photo or its name, OSError for what is wrong with the disk.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(photo, path, original, tag)
+    except Exception as error:  # Pillow's encoders raise nearly any type
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UnwritableImage(str(path), f"cannot be written ({reason or type(error).__name__})") from error
+
+
+def _write(photo: np.ndarray, path: Path, original: Original, tag: str) -> None:
     kind, options = FORMATS[original.format if original.keeps_format else "PNG"]
     options = dict(options)
     if original.icc_profile:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,8 @@ import numpy as np
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, UnreadableImage, read_image
 
+NUMBERED = r"(.+?)(_\d+)?"  # a file name, its number dropped
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN"}  # thumbnails and bins of some systems
 BOMB_BYTES, BOMB_RATIO = 50_000_000, 100  # no photo of this size shrinks this much
 
 
@@ -31,6 +34,7 @@ class Source:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._zip: zipfile.ZipFile | None = None
+        self._entries: dict[str, zipfile.ZipInfo] = {}  # by path with /
         if not self.path.exists():
             raise GanMaskError(f"{path}: no such folder or zip file")
         if self.path.is_dir():
@@ -41,34 +45,143 @@ class Source:
             raise GanMaskError(f"{path}: neither a folder nor an intact .zip file ({error})") from None
         except OSError as error:
             raise GanMaskError(f"{path}: cannot be read ({error.strerror})") from None
+        self._entries = {_entry_path(entry): entry for entry in self._zip.infolist()}
 
-    def photos(self, identity_regex: str) -> list[Photo]:
-        """All image files, sorted by path, each with its person."""
+    def photos(self, identity_regex: str | None = None) -> list[Photo]:
+        """All image files, sorted by path, each with its person; see `people` and, with a regex, `matched`."""
+        names: Iterable[str]
         if self._zip:
             _refuse_malicious(self.path, self._zip.infolist())
-        names = self._zip.namelist() if self._zip else _walk(self.path)
-        paths = sorted({name for name in names if _is_photo(name)})
+            files = {path for path, entry in self._entries.items() if not entry.filename.endswith(("/", "\\"))}
+            names = filter(is_photo, files)
+        else:
+            names = _each_file_once(self.path)
+        paths = sorted(names)
         if not paths:
             raise GanMaskError(f"{self.path}: no image files in it (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
-        folders = [PurePosixPath(path).parent.parts for path in paths]
-        # lfw/NAME/x.jpg and NAME/x.jpg are the same set: folders around all photos say nothing.
-        shared = len(os.path.commonprefix([min(folders), max(folders)]))
-        return [
-            Photo(path, "/".join(folder[shared:]) or _person(path, identity_regex))
-            for path, folder in zip(paths, folders, strict=True)
-        ]
+        persons = people(paths) if identity_regex is None else [matched(path, identity_regex) for path in paths]
+        return [Photo(path, unicodedata.normalize("NFC", p)) for path, p in zip(paths, persons, strict=True)]
 
     def read(self, path: str) -> np.ndarray:
         """Decode one photo. Raises UnreadableImage."""
         if not self._zip:
             return read_image(self.path / path, path)
-        if self._zip.getinfo(path).file_size > MAX_BYTES:
+        entry = self._entries[path]
+        if entry.file_size > MAX_BYTES:
             raise UnreadableImage(path, f"larger than {MAX_BYTES >> 20} MiB")
         try:
-            content = self._zip.read(path)
+            content = self._zip.read(entry)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
             raise UnreadableImage(path, f"damaged, encrypted or unsupported in the zip file ({error})") from error
         return read_image(content, path)
+
+
+# -------------------------------------------------------------------------------------------- who is who
+
+
+def people(paths: Sequence[str]) -> list[str]:
+    """Whose the photos are. The one rule: a person is the outermost folder, and all that is below it.
+
+    Folders around all photos do not count, unless photos lie in them directly. A photo in no folder is the person of
+    its file name, without the number. Where this is wrong there are too few people, which is seen at once; nobody is
+    ever divided, which would not be.
+    """
+    folders = [PurePosixPath(path).parent.parts for path in paths]
+    around = len(os.path.commonprefix([min(folders), max(folders)]))
+    if around and min(map(len, folders)) == around:
+        around -= 1
+    return [folder[around] if folder else matched(path, NUMBERED) for path, folder in zip(paths, folders, strict=True)]
+
+
+def matched(path: str, identity_regex: str) -> str:
+    """The regex's first group, matched against the file name without suffix; with a / in it, against the path."""
+    stem = str(PurePosixPath(path).with_suffix(""))
+    text = stem if "/" in identity_regex else stem.rpartition("/")[2]
+    match = re.fullmatch(identity_regex, text, re.DOTALL)
+    if not match or not match[1]:
+        raise GanMaskError(f"{path}: --identity-regex {identity_regex!r} finds no person in {text!r}")
+    return match[1]
+
+
+def doubts(photos: Sequence[Photo]) -> str:
+    """What the user should know of people who were told by their folders; empty where there is no doubt."""
+    folders: dict[str, set[str]] = {}
+    for photo in photos:
+        folders.setdefault(photo.person, set()).add(str(PurePosixPath(photo.path).parent))
+    if len(folders) == 1 and folders != {photos[0].person: {"."}}:
+        return (
+            f"all photos are below one folder, {photos[0].person}: taken for one person. If their file names say who "
+            f"they are: --identity-regex '{NUMBERED}'"
+        )
+    nested = [person for person, inner in folders.items() if len(inner) > 1]
+    if nested:
+        return (
+            f"photos of {len(nested)} people are in several folders each, such as {nested[0]}: taken for one person "
+            "each. If the innermost folders are the people: --identity-regex '.*?([^/]+)/[^/]+'"
+        )
+    return ""
+
+
+# -------------------------------------------------------------------------------------------- files and archives
+
+
+def is_photo(name: str) -> bool:
+    """An image by its suffix, at a safe place, and no hidden file of some system."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not (path.is_absolute() or any(map(is_hidden, path.parts)))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is some system's own: `._a.jpg`, `.DS_Store`, `@eaDir`; `..` too."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def walk(folder: Path, unlisted: Callable[[OSError], None]) -> Iterator[tuple[str, bool]]:
+    """Paths of the photos below `folder`, with /, and whether each is a link; `unlisted` gets folders' errors.
+
+    Each folder is visited once: a link to one comes after all others, and not at all where its folder was visited.
+    """
+    visited: set[tuple[int, int]] = set()
+    folders, links = [""], list[str]()
+    while folders or links:
+        place = folders.pop() if folders else links.pop(0)
+        try:
+            status = os.stat(folder / place)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(folder / place) as listing:
+                entries = sorted((e for e in listing if not is_hidden(e.name)), key=lambda entry: entry.name)
+        except OSError as error:
+            unlisted(error)
+            continue
+        for entry in entries:
+            path = f"{place}/{entry.name}" if place else entry.name
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                (links if entry.is_symlink() else folders).append(path)
+            elif is_photo(path):
+                yield path, entry.is_symlink()
+
+
+def _each_file_once(folder: Path) -> Iterator[str]:
+    """The photos of a data set: a link to one of its files adds nothing, as that photo counts where it lies."""
+
+    def fail(error: OSError) -> None:
+        raise GanMaskError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    found = sorted(walk(folder, fail), key=lambda item: (item[1], item[0]))  # files before links
+    linked = {os.path.realpath(folder / path) for path, is_link in found if is_link}
+    for path, is_link in found:
+        real = os.path.realpath(folder / path) if linked else ""
+        if is_link and real not in linked:
+            continue
+        linked.discard(real)
+        yield path
+
+
+def _entry_path(entry: zipfile.ZipInfo) -> str:
+    """With /, as the format demands; archives made on Windows may have \\."""
+    return str(PurePosixPath(entry.filename.replace("\\", "/")))
 
 
 def _refuse_malicious(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
@@ -79,44 +192,16 @@ def _refuse_malicious(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
 
     seen: set[str] = set()
     for entry in entries:
-        place = PurePosixPath(entry.filename.replace("\\", "/"))
+        name = _entry_path(entry)
+        place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts or re.match("[A-Za-z]:", entry.filename):
             refuse(entry, "points out of the archive")
         if stat.S_ISLNK(entry.external_attr >> 16):
             refuse(entry, "is a symbolic link")
-        if entry.filename in seen:
+        if name in seen:
             refuse(entry, "is in it twice")
         if entry.file_size > BOMB_BYTES and entry.file_size > BOMB_RATIO * entry.compress_size:
             refuse(entry, f"unpacks to {entry.file_size} bytes from {entry.compress_size}, a decompression bomb")
-        seen.add(entry.filename)
+        seen.add(name)
     if sum(entry.compress_size for entry in entries) > path.stat().st_size:
         raise GanMaskError(f"{path}: refused, its entries overlap, a decompression bomb")
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Paths of all files under `folder`; links to folders are followed, each folder once."""
-
-    def fail(error: OSError) -> None:
-        raise GanMaskError(f"{error.filename}: cannot be read ({error.strerror})")
-
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        seen.add(os.path.realpath(parent))
-        folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) not in seen]
-        yield from (PurePosixPath(os.path.relpath(os.path.join(parent, name), folder)).as_posix() for name in names)
-
-
-def _is_photo(name: str) -> bool:
-    """An image by its suffix, at a safe place, and no hidden file of some system."""
-    path = PurePosixPath(name)
-    if path.suffix.lower() not in IMAGE_SUFFIXES or name.endswith("/"):
-        return False
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)  # `..` too
-    return not (hidden or path.is_absolute())
-
-
-def _person(path: str, identity_regex: str) -> str:
-    match = re.fullmatch(identity_regex, PurePosixPath(path).stem)
-    if not match or not match[1]:
-        raise GanMaskError(f"{path}: --identity-regex {identity_regex!r} finds no person in this file name")
-    return match[1]

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 import zipfile
@@ -42,7 +43,7 @@ from gan_mask.data import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, UnreadableImage, align
 from gan_mask.files import locked, read_json, remove_leftovers, replacing, write_json
-from gan_mask.photo_source import Photo, Source
+from gan_mask.photo_source import Photo, Source, doubts
 
 CHUNK = 64  # photos
 PIXELS_AT_ONCE = 32_000_000  # decoded photos held in memory, so that a chunk of huge ones fits
@@ -61,13 +62,15 @@ class Settings:
     splits: tuple[float, ...] = limited((0.9, 0.05, 0.05), FRACTION)
     seed: int = limited(0, SEED)
     quality: int = limited(95, Range(1, 100))
-    identity_regex: str = r"(.+?)(_\d+)?"
+    identity_regex: str | None = None  # by folder, see photo_source.people
 
     def check(self) -> None:
         config.check(self, config.dashed)
         if not (len(self.splits) == 3 and math.isclose(sum(self.splits), 1, abs_tol=1e-6)):
             shown = ",".join(map(str, self.splits))
             raise GanMaskError(f"--splits: expected three fractions that sum to 1, such as 0.9,0.05,0.05, got {shown}")
+        if self.identity_regex is None:
+            return
         try:
             groups = re.compile(self.identity_regex).groups
         except re.error as error:
@@ -103,6 +106,8 @@ class Worker:
             if len(faces) > 1:
                 box = " ".join(f"{edge:.0f}" for edge in face.box)
                 notes.append((photo.path, "several faces", f"kept the one at {box} of {len(faces)}"))
+            if face.doubt:
+                notes.append((photo.path, "doubtful landmarks", f"kept; {face.doubt}"))
             crop, landmarks = align(image, face.landmarks, self.settings.size, self.settings.margin)
             encoded = BytesIO()
             Image.fromarray(crop).save(encoded, "JPEG", quality=self.settings.quality, subsampling=0)
@@ -224,6 +229,8 @@ def prepare(
         raise GanMaskError(f"--workers: expected a whole number {WORKERS}, got {workers}")
     source_path, dst = EMBEDDED if str(src) == "synthetic" else Path(src), Path(dst)
     photos = Source(source_path).photos(settings.identity_regex)
+    if settings.identity_regex is None and (doubt := doubts(photos)):
+        print(commands.printable(doubt), file=sys.stderr)
     listing = "\n".join(photo.path for photo in photos).encode(*UTF8)
     begun = {
         "format": FORMAT, "source": source_path.resolve().name, "photos": len(photos),
@@ -358,6 +365,7 @@ def _finish(dst: Path, parts: Sequence[Path], settings: Settings, begun: dict[st
     summary = {
         "photos": begun["photos"], "faces": faces, "people": len(people), "splits": splits,
         "no face": reasons["no face"], "unreadable": reasons["unreadable"], "several faces": reasons["several faces"],
+        "doubtful landmarks": reasons["doubtful landmarks"],
     }  # fmt: skip
     write_json(dst / "summary.json", summary)
     sizes = {name: os.path.getsize(dst / name) for name in ("index.npy", "crops.bin", "strings.bin")}
@@ -392,8 +400,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("source and destination").add_argument
     add(
         "src", metavar="SRC",
-        help="folder or .zip: PERSON/photo.* (LFW, VGGFace2, CASIA-WebFace), or photos in one folder, whose persons "
-        "come from the file names; or the word `synthetic` for the faces in the package",
+        help="folder or .zip: PERSON/photo.*, also in folders below (LFW, VGGFace2, CASIA-WebFace), or photos in no "
+        "folder, whose persons are their file names without a trailing _NNNN; or the word `synthetic` for the faces in "
+        "the package",
     )  # fmt: skip
     add("dst", metavar="DST", help="new folder for the prepared set")
 
@@ -405,8 +414,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=config.type_of(Settings, "seed"), default=d.seed, help="of the split")
     add(
         "--identity-regex", default=d.identity_regex,
-        help="for photos in one folder: matched against the file name without suffix, group 1 is the person; "
-        "the default drops a trailing _NNNN",
+        help="its group 1 is the person; matched against the file name without suffix or, where there is a / in it, "
+        "against the path in SRC",
     )  # fmt: skip
 
     add = parser.add_argument_group("faces").add_argument
@@ -456,12 +465,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     commands.forget_old_shapes()
     with commands.ending(f"run the same command again to continue {dst}"):
-        summary = prepare(src, dst, Settings(**args), workers, device)
+        print_summary(prepare(src, dst, Settings(**args), workers, device), Path(dst))
+        print(f"{time.monotonic() - started:.0f} s")
+
+
+def print_summary(summary: dict[str, Any], dst: Path) -> None:
     for name, part in summary["splits"].items():
         print(f"{name:5} {part['people']:7} people {part['faces']:8} faces" + ("" if part["faces"] else "  (empty)"))
     print(f"{summary['photos']} photos -> {summary['faces']} faces of {summary['people']} people")
     print(
         f"left out: {summary['no face']} without a face, {summary['unreadable']} unreadable; "
-        f"{summary['several faces']} with several faces, one kept; see {Path(dst) / 'skipped.csv'}"
+        f"{summary['several faces']} with several faces, one kept; "
+        f"{summary.get('doubtful landmarks', 0)} with doubtful landmarks, kept; see {dst / 'skipped.csv'}"
     )
-    print(f"{time.monotonic() - started:.0f} s")

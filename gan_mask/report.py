@@ -52,7 +52,8 @@ def _fitting(
 ) -> str:
     """`text`, its beginning replaced by dots where it is too long. Pillow's own font has ASCII only."""
     text = unicodedata.normalize("NFKD", text)
-    text = "".join(c for c in text if not unicodedata.combining(c)).encode("ascii", "replace").decode()
+    text = "".join(c if c.isprintable() else "?" for c in text if not unicodedata.combining(c))
+    text = text.encode("ascii", "replace").decode()
     if draw.textlength(text, font) <= width:
         return text
     while draw.textlength(f"...{text}", font) > width:

@@ -288,10 +288,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with commands.ending(f"run the same command again to continue {args.out}"):
         meta = write(args.prepared, args.out, args.faces_per_shard)
-    for split in SPLITS:
-        shards = [shard for shard in meta["shards"] if shard["name"].startswith(split)]
-        faces, size = (sum(shard[what] for shard in shards) for what in ("faces", "bytes"))
-        print(f"{split:5} {len(shards):6} shards {faces:9} faces {size / 1e6:10.1f} MB")
+        for split in SPLITS:
+            shards = [shard for shard in meta["shards"] if shard["name"].startswith(split)]
+            faces, size = (sum(shard[what] for shard in shards) for what in ("faces", "bytes"))
+            print(f"{split:5} {len(shards):6} shards {faces:9} faces {size / 1e6:10.1f} MB")
 
 
 if __name__ == "__main__":

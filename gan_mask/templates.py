@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -19,8 +20,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import masking
+from gan_mask import likeness, masking
+from gan_mask.augment import Draws
 from gan_mask.errors import GanMaskError
+from gan_mask.landmarks import flip
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -37,6 +40,7 @@ TEMPLATE_PEOPLE = tuple(
 )  # fmt: skip
 
 FACES = tuple(f"face-{index + 1:03d}" for index in range(len(TEMPLATE_PEOPLE)))
+MIRRORED = tuple(f"{name}-mirrored" for name in FACES)
 PLAIN = {
     "plain-blue": (0.56, 0.74, 0.86),
     "plain-white": (0.90, 0.91, 0.91),
@@ -60,17 +64,15 @@ def load(name: str | Path, texture_size: tuple[int, int] = masking.TEXTURE) -> T
 
     Raises GanMaskError when `name` is neither, or when the photo shows no face.
     """
-    if name in FACES:
-        faces, landmarks = _people()
-        index = FACES.index(str(name))
-        return masking.unwrap(faces[index, None], landmarks[index, None], texture_size)[0]
+    if name in FACES or name in MIRRORED:
+        return _faces(texture_size)[0][(*FACES, *MIRRORED).index(str(name))]
     if name in PLAIN:
         return _drawn(lambda u, v: _solid(PLAIN[str(name)], u) * _pleats(v) * _relief(u, v), texture_size)
     if name in CLOTHS:
         return _drawn(lambda u, v: CLOTHS[str(name)](u, v) * _relief(u, v), texture_size)
     if not Path(name).is_file():
         raise GanMaskError(f"template {str(name)!r} is neither a photo nor a shipped template ({_known()})")
-    return _from_photo(Path(name), texture_size)
+    return _from_photo(str(name), os.stat(name).st_mtime_ns, texture_size)
 
 
 def expand(which: str | Sequence[str | Path]) -> list[str]:
@@ -88,16 +90,49 @@ def load_all(which: str | Sequence[str | Path], texture_size: tuple[int, int] = 
     return torch.stack([load(name, texture_size) for name in expand(which)])
 
 
-def best(faces: Tensor, landmarks: Tensor) -> list[str]:
-    """The shipped face that suits each wearer best, in skin tone and pose: names (B,).
+class Bank:
+    """The templates that training draws from.
 
-    faces (B, 3, H, W) in [0, 1] and landmarks (B, 68, 2) px of the unmasked wearers. The smallest sum of the
-    distance of the skins' colours (RGB in [0, 1]) and of half the difference of the poses (`_yaw`).
+    which: as in `load_all`; or "match": for each wearer one of the few shipped faces that suit best (`likeness.costs`).
     """
-    people, points = _people()
-    skin = _skin(masking.unwrap(faces, landmarks))[:, None] - _skin(masking.unwrap(people, points)).to(faces)
-    pose = _yaw(landmarks)[:, None] - _yaw(points).to(landmarks)
-    return [FACES[i] for i in (skin.norm(dim=2) + 0.5 * pose.abs()).argmin(1).tolist()]
+
+    FEW = 6
+
+    def __init__(
+        self, which: str | Sequence[str], texture_size: tuple[int, int], device: str | torch.device = "cpu"
+    ) -> None:
+        self.match = list(which) == ["match"] or which == "match"
+        names = [*FACES, *MIRRORED] if self.match else which
+        self.textures = load_all(names, texture_size).to(device)  # (T, 3, h, w)
+
+    def draw(self, faces: Tensor, landmarks: Tensor, draws: Draws) -> Tensor:
+        """A random one for each of faces (B, 3, H, W) with landmarks (B, 68, 2) px: (B, 3, h, w)."""
+        if not self.match:
+            return self.textures[draws.integers(len(self.textures))]
+        order = _costs(faces, landmarks).argsort(1)
+        return self.textures[order.gather(1, draws.integers(self.FEW)[:, None].to(order.device))[:, 0]]
+
+    def suited(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        """The same every time: the best one for each, or all in turn. (B, 3, h, w)"""
+        if not self.match:
+            return self.textures[torch.arange(len(faces)) % len(self.textures)]
+        return self.textures[_costs(faces, landmarks).argmin(1)]
+
+
+def best(faces: Tensor, landmarks: Tensor) -> list[str]:
+    """The shipped face, or its mirror image, that suits each wearer best (`likeness.costs`): names (B,).
+
+    faces (B, 3, H, W) in [0, 1] and landmarks (B, 68, 2) px of the unmasked wearers. Nobody wears himself.
+    """
+    return [(*FACES, *MIRRORED)[i] for i in _costs(faces, landmarks).argmin(1).tolist()]
+
+
+def _costs(faces: Tensor, landmarks: Tensor) -> Tensor:
+    """Of FACES and MIRRORED, (B, 2 N)."""
+    wearers = likeness.profile(masking.unwrap(faces.float(), landmarks), landmarks)
+    costs = likeness.costs(wearers, likeness.Profile(*(part.to(faces.device) for part in _profile())))
+    wearer = torch.isinf(costs).view(len(costs), 2, -1).any(1)  # then the mirror image is the wearer, too
+    return costs.masked_fill(wearer.repeat(1, 2), torch.inf)
 
 
 def harmonise(textures: Tensor, faces: Tensor, landmarks: Tensor) -> Tensor:
@@ -110,18 +145,6 @@ def harmonise(textures: Tensor, faces: Tensor, landmarks: Tensor) -> Tensor:
     spread = own.std(dims, keepdim=True) / textures.std(dims, keepdim=True).clamp_min(1e-3)
     centred = textures - textures.mean(dims, keepdim=True)
     return (centred * spread.clamp(2 / 3, 3 / 2) + own.mean(dims, keepdim=True)).clamp(0, 1)
-
-
-def _skin(textures: Tensor) -> Tensor:
-    """Skin colour (B, 3): the median over the lower face, which lips, nostrils and beards seldom move."""
-    return textures.flatten(2).median(2).values
-
-
-def _yaw(landmarks: Tensor) -> Tensor:
-    """Head turn (B,) in [-1, 1]: how far the nose's tip is from the middle between the jaw's ends."""
-    left, right, nose = landmarks[:, 1], landmarks[:, 15], landmarks[:, 30]
-    across = right - left
-    return 2 * ((nose - left) * across).sum(1) / across.square().sum(1).clamp_min(1) - 1
 
 
 def _known() -> str:
@@ -140,7 +163,22 @@ def _people() -> tuple[Tensor, Tensor]:
     return faces, torch.from_numpy(np.stack([landmarks[view] for view in views]))
 
 
-def _from_photo(path: Path, texture_size: tuple[int, int]) -> Tensor:
+@lru_cache(maxsize=8)
+def _faces(texture_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Textures of FACES and MIRRORED (2 N, 3, h, w), and landmarks (2 N, 68, 2)."""
+    faces, points = _people()
+    faces, points = torch.cat([faces, faces.flip(3)]), torch.cat([points, flip(points, faces.shape[3])])
+    return masking.unwrap(faces, points, texture_size), points
+
+
+@lru_cache(maxsize=1)
+def _profile() -> likeness.Profile:
+    return likeness.profile(*_faces(masking.TEXTURE))
+
+
+@lru_cache(maxsize=64)
+def _from_photo(path: str, modified: int, texture_size: tuple[int, int]) -> Tensor:
+    """Read and searched once. modified: the file's time, so that a changed one is read again."""
     from gan_mask import faces
 
     photo = faces.read_image(path)

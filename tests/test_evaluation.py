@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,17 +15,19 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from PIL import Image
 
-from gan_mask import evaluation, masking, pretrained, templates
+from gan_mask import evaluation, masking, pretrained, templates, weights
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import command, gate, groups, looks, run
+from gan_mask.evaluation import appearance, command, gate, groups, looks, realism, run
 from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
 from gan_mask.networks import SHIPPED, Generator
+from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training.state import save_generator
 
 NAN = np.nan
+CASES = Path(__file__).parent / "cases"
 
 
 # ---------------------------------------------------------------------------------------- rates
@@ -228,9 +231,15 @@ MEASURED = {
     ],
 )
 def test_limits(text, broken):
-    reasons = gate.broken(gate.parse(text, SETS, ["dm", "mf2m", "generator"]), MEASURED, 0.001)
+    reasons = gate.broken(gate.parse(text, SETS, ["dm", "mf2m", "generator"]), MEASURED, 0.001, {})
     assert [reason.split(": ")[1].split(" has ")[0] for reason in reasons] == broken
     assert all(reason.startswith(text) and "[" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("sign", ["<=", ">="])
+def test_no_limit_holds_for_nan(sign):
+    rates = {"held-out": {"0.001": {"mf2m": {"joint success": cell(NAN)}}}}
+    assert gate.broken(gate.parse(f"joint_success{sign}0.5", SETS, ["mf2m"]), rates, 0.001)
 
 
 @pytest.mark.parametrize(
@@ -363,6 +372,48 @@ def test_groups_are_parts_of_all_probes(evaluated):
             assert group["rates"]["dm"]["mask detection fake"]["probes"] == len(masked)
             if masked:
                 assert group["rates"]["dm"]["mask detection fake"]["rate"] == pytest.approx(np.mean(masked))
+
+
+def test_looks_follow_from_the_written_files_and_their_table(evaluated, prepared):
+    """Medians and percentiles once more from looks.csv; one row's edge step and tone once more from its files."""
+    out, report, _ = evaluated
+    with open(out / "looks.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert report["looks"]["none"]["edge step p90"]["rate"] == 0
+    assert report["looks"]["none"]["fine detail p10"]["rate"] == 1
+    for method, cells in report["looks"].items():
+        for name, share in (("edge step", 90), ("fine detail", 10), ("skin tone difference", 50)):
+            values = [float(r[name.replace(" ", "_")]) for r in rows if r["method"] == method]
+            cell = cells[f"{name} {'median' if share == 50 else f'p{share}'}"]
+            assert cell["rate"] == pytest.approx(np.percentile(values, share), abs=1e-4)
+            assert cell["low"] <= cell["rate"] <= cell["high"] and cell["probes"] == report["probes"]
+    photos = PreparedSet(prepared, "test")
+    probes = choose_probes(photos, 500, 0)
+    assert [r["probe"] for r in rows if r["method"] == "dm"] == [photos.source(int(i)) for i in probes.index]
+    pictures = [np.asarray(Image.open(out / "faces" / name / "00000.png")) for name in ("none", "dm")]
+    found = appearance.measure(*pictures, photos.landmarks(int(probes.index[0])).numpy())
+    row = next(r for r in rows if r["method"] == "dm")
+    assert float(row["edge_step"]) == pytest.approx(found["edge step"], abs=1e-4)
+
+
+def test_without_alexnet_a_small_cnn_is_trained_under_its_own_name_and_only_once(
+    fakes, prepared, tmp_path, capsys, monkeypatch
+):
+    def missing(**_):
+        raise weights.MissingWeights("weights 'alexnet_features.safetensors' not found")
+
+    monkeypatch.setattr(pretrained, "load_perceptual", missing)
+    options = ["--data", str(prepared), "--out", str(tmp_path), *USUAL, "--methods", "dm", "--naturalness"]
+    evaluation.main([*options, "--require", "dm/realism_auc_small_cnn>=0"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "naturalness" not in report and "alexnet_features.safetensors" in report["notes"][-1]
+    cells = {method: row["realism AUC (small CNN)"] for method, row in report["looks"].items()}
+    assert 0 <= cells["none"]["rate"] <= 1 and cells["dm"]["probes"] == report["probes"]
+    assert "small CNN" in (tmp_path / "index.html").read_text()
+    assert "measures realism_auc_small_cnn" in error(capsys, *options, "--require", "dm/realism_auc<=1")
+    monkeypatch.setattr(realism, "cell_of", None)
+    evaluation.main(options)
+    assert json.loads((tmp_path / "report.json").read_text())["looks"] == report["looks"]
 
 
 def settle(report: dict) -> dict:
@@ -500,7 +551,9 @@ def test_thresholds_come_from_impostor_pairs_of_other_people(fakes, prepared, tm
 
 
 def test_held_out_networks_are_reported_apart(fakes, prepared, tmp_path, monkeypatch):
-    monkeypatch.setitem(pretrained.EMBEDDERS, "other", pretrained.EMBEDDERS["fake"])
+    other = pretrained.EMBEDDERS["fake"]("other")
+    other.weight += 0.1
+    monkeypatch.setitem(pretrained.EMBEDDERS, "other", lambda name: other)
     evaluation.main(
         ["--data", str(prepared), "--out", str(tmp_path), "--methods", "none", "--surrogates", "fake", "--detectors"]
         + ["--held-out", "other", "--probes", "2", "--stored-thresholds"]
@@ -581,10 +634,43 @@ def test_a_machine_without_cuda_says_so(fakes, prepared, tmp_path, capsys, monke
 
 
 def test_a_network_trained_against_is_not_held_out():
-    generator = Generator(widths=(8, 16), trained_against=("dlib", "onnx:configs/networks/mobileface.json"))
-    command.check_held_out(generator, ["onnx:elsewhere/mobilefacenet_casia.json"])
+    used, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    held = [("onnx:./elsewhere/copy.json", used), ("onnx:configs/networks/mobileface.json", other)]
+    # By its weights, whatever its name...
+    generator = Generator(
+        widths=(8, 16), trained_against=("dlib", "onnx:mobileface.json"), trained_against_weights=[weights_digest(used)]
+    )
+    command.check_held_out(generator, [], held[1:])
+    with pytest.raises(GanMaskError, match="copy.json: the generator was trained against it"):
+        command.check_held_out(generator, [], held)
+    # ... except for checkpoints of before, which knew names alone.
+    generator = Generator(widths=(8, 16), trained_against=("dlib", "onnx:mobileface.json"))
+    command.check_held_out(generator, [], held[:1])
     with pytest.raises(GanMaskError, match="mobileface.json: the generator was trained against it"):
-        command.check_held_out(generator, ["onnx:elsewhere/mobileface.json"])
+        command.check_held_out(generator, [], held)
+
+
+def test_one_network_under_two_names_is_not_surrogate_and_held_out(prepared, tmp_path, capsys):
+    for name in ("a", "b"):
+        for end in ("json", "onnx", "data"):
+            shutil.copyfile(CASES / f"14_embedder_external.{end}", tmp_path / f"{name}.{end}")
+        sidecar = json.loads((tmp_path / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps(sidecar | {"file": f"{name}.onnx"}))
+        shutil.copyfile(CASES / "14_embedder_external.data", tmp_path / "14_embedder_external.data")
+    out = [
+        "--data",
+        str(prepared),
+        "--out",
+        str(tmp_path / "out"),
+        "--methods",
+        "dm",
+        "--detectors",
+        "--stored-thresholds",
+    ]
+    for same in (f"onnx:{tmp_path}/b.json", f"onnx:{tmp_path}/./a.json"):
+        message = error(capsys, *out, "--surrogates", f"onnx:{tmp_path}/a.json", "--held-out", same)
+        assert f"{same}: it has the weights of the surrogate onnx:{tmp_path}/a.json" in message
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -593,7 +679,6 @@ def test_dodging_is_what_dlibs_own_program_says_by_its_rule_of_0_6(tmp_path):
     import dlib
     from conftest import embedded_photo
 
-    from gan_mask import weights
     from gan_mask.faces import FaceFinder, read_image
     from gan_mask.sampling.sampler import wear_on_photo
 

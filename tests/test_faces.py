@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, embedded_photo
-from PIL import Image
+from conftest import CASES, REPOSITORY, embedded_photo
+from PIL import Image, features
 
+from gan_mask import faces
 from gan_mask import landmarks as lm
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import FaceFinder, UnreadableImage, align, read_image
+from gan_mask.faces import Face, FaceFinder, UnreadableImage, align, read_image
 
 GRADIENT = np.dstack([*np.meshgrid(np.arange(0, 240, 5), np.arange(0, 160, 5)), np.full((32, 48), 90)]).astype("u1")
 
@@ -42,11 +44,63 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = upright.transpose(stored_as) if stored_as is not None else upright
-    for kind in ("PNG", "JPEG", "WEBP"):
-        options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    lossy = {"quality": 100, "subsampling": 0}
+    kinds = {"PNG": {}, "TIFF": {}, "JPEG": lossy, "WEBP": {"lossless": True}}
+    if features.check("avif"):
+        kinds["AVIF"] = {"quality": 100, "subsampling": "4:4:4"}
+    for kind, options in kinds.items():
         decoded = read_image(encoded(stored, kind, exif=exif, **options))
         assert decoded.shape == GRADIENT.shape
         assert np.abs(decoded.astype(int) - GRADIENT).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_is_turned_as_the_jpeg_of_the_same_photo(orientation: int) -> None:
+    tiff, jpeg = (read_image(CASES / "01_tiff" / f"orientation{orientation}.{kind}") for kind in ("tif", "jpg"))
+    assert tiff.shape == jpeg.shape and np.abs(tiff.astype(int) - jpeg).mean() < 3
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg"])
+def test_a_compressed_tiff_of_several_pages_is_turned_once(compression: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(GRADIENT).transpose(Image.Transpose.ROTATE_90)
+    content = encoded(stored, "TIFF", exif=exif, compression=compression, save_all=True, append_images=[stored])
+    decoded = read_image(content)
+    assert decoded.shape == GRADIENT.shape and np.abs(decoded.astype(int) - GRADIENT).mean() < 4
+
+
+def test_exif_behind_the_pixels_of_a_png_counts() -> None:
+    """As other programs write it; Pillow itself writes it before them."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = encoded(Image.fromarray(GRADIENT[::-1, ::-1].copy()), exif=exif)
+    at = content.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(content[at : at + 4], "big")
+    end = content.index(b"IEND") - 4
+    moved = content[:at] + content[at + length : end] + content[at : at + length] + content[end:]
+    assert np.array_equal(read_image(moved), GRADIENT)
+
+
+def test_a_heic_photo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under another name, as phones' apps save them."""
+    path = CASES / "16_heic" / "IMG_0001.HEIC"
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
+    for source, name in ((path, None), (path.read_bytes(), "a.jpg")):
+        with pytest.raises(UnreadableImage, match="HEIC photo.*pip install pillow-heif"):
+            read_image(source, name)
+
+
+def test_a_heic_photo_is_read_where_pillow_heif_is_installed() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif, which is no dependency")
+    pillow_heif.register_heif_opener()
+    decoded = read_image(encoded(Image.fromarray(GRADIENT), "HEIF", quality=95), "IMG_1.HEIC")
+    assert decoded.shape == GRADIENT.shape and np.abs(decoded.astype(int) - GRADIENT).mean() < 4
+
+
+def test_a_raw_file_is_not_taken_for_its_preview() -> None:
+    with pytest.raises(UnreadableImage, match="raw file"):
+        read_image(encoded(Image.fromarray(GRADIENT), "TIFF"), "IMG_1.NEF")
 
 
 @pytest.mark.parametrize("value", [0, 9, 60000])
@@ -198,6 +252,38 @@ def test_landmarks_of_real_faces(finder: FaceFinder, shared: Path) -> None:
     assert all(found)
     errors = [min(error(f.landmarks, r) for f in faces) for faces, r in zip(found, reference, strict=True)]
     assert np.median(errors) < 0.01 and np.percentile(errors, 90) < 0.03
+
+
+def leaning(person: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """An embedded face at twice its size, turned clockwise, and its landmarks: dlib's on the upright one, turned."""
+    name = f"id_{person:04d}/view_1"
+    with np.load(REPOSITORY / "gan_mask/assets/synthfaces_landmarks.npz") as file:
+        points = file["landmarks68"][file["names"].tolist().index(f"synthfaces/{name}.webp")]
+    upright = Image.fromarray(read_image(embedded_photo(name))).resize((256, 256), Image.Resampling.BICUBIC)
+    wide = Image.fromarray(np.pad(np.asarray(upright), ((100, 100), (100, 100), (0, 0)), "edge"))
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned = ((points + 0.5) * 2 - 128) @ np.array([[c, s], [-s, c]]) + 228 - 0.5
+    return np.asarray(wide.rotate(-degrees, Image.Resampling.BICUBIC)), turned
+
+
+@pytest.mark.parametrize("degrees", [0, 20, -30, 45, -60, 75, -90])
+def test_landmarks_of_leaning_faces(finder: FaceFinder, degrees: float) -> None:
+    found = 0
+    for person in (1, 4, 14, 30):
+        photo, reference = leaning(person, degrees)
+        for face in finder.find([photo])[0][:1]:
+            found += 1
+            assert error(face.landmarks, reference) < 0.06 and not face.doubt
+    assert found >= (4 if abs(degrees) <= 45 else 1)  # MTCNN finds few that lie
+
+
+def test_landmarks_far_from_the_detectors_points_are_doubtful() -> None:
+    landmarks = lm.frame(100, 0.3).numpy()
+    points = lm.points5(torch.from_numpy(landmarks)).numpy()
+    eyes = np.linalg.norm(points[1] - points[0])
+    assert Face(np.zeros(4), 1.0, landmarks, faces._disagreement(landmarks, points)).doubt == ""
+    assert faces._disagreement(landmarks, points + (0.3 * eyes, 0)) == pytest.approx(0.3, abs=1e-3)
+    assert "0.30 eye distances" in Face(np.zeros(4), 1.0, landmarks, 0.3).doubt
 
 
 def test_mixed_sizes_crowds_and_empty_pictures(finder: FaceFinder) -> None:

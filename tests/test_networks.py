@@ -126,7 +126,7 @@ def test_a_checkpoint_holds_a_template_that_is_not_shipped(save, tmp_path):
     generator.template.copy_(template[0])
     save(generator, tmp_path / "checkpoint")
     loaded = load_generator(tmp_path / "checkpoint")
-    assert torch.equal(loaded.default_template(), template[0])
+    assert torch.equal(loaded.template, template[0])
     assert torch.equal(loaded(face, landmarks), generator(face, landmarks, template[:1]))
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from gan_mask import gallery
 from gan_mask.evaluation import command, page
+from gan_mask.evaluation.realism import FROZEN, TRAINED
 from gan_mask.report import Pair
 
 METHODS = ["none", "plain", "dm", "mf2m", "generator"]
@@ -91,7 +92,15 @@ def report() -> dict[str, Any]:
             for e, _ in sets.values()
         },
         "naturalness": {
-            m: {"LPIPS to DM": cell(0.05, 0.01), "realism AUC": {"rate": 0.8, "low": None, "high": None, "probes": 600}}
+            m: {"LPIPS to DM": cell(0.05, 0.01), FROZEN: {"rate": 0.8, "low": None, "high": None, "probes": 600}}
+            for m in METHODS
+        },
+        "looks": {
+            m: {
+                "edge step p90": {"rate": 12.34, "low": 11.34, "high": 13.34, "probes": 600},
+                "fine detail p10": cell(0.2),
+                TRAINED: cell(0.9, 0.01),
+            }
             for m in METHODS
         },
         "robustness": {
@@ -99,6 +108,12 @@ def report() -> dict[str, Any]:
             for title in sets
         },
         "robustness_probes": 100,
+        "looks_on_photos": {
+            "photos": 15, "people": 7, "mask_width_px": [90, 400, 1312],
+            "left_out": {"p1/blurred.jpg": "no face found"},
+            "methods": {m: {"fine detail p10": cell(0.0771, 0.001)} for m in METHODS},
+            "faces": {m: [f"faces/{m}/{i}.png" for i in range(2)] for m in METHODS},
+        },
         "lfw": {"dlib": {"accuracy": 0.9938, "sd": 0.003, "pairs": 5990, "missing": 10}},
         "notes": ["dlib, FAR 0.0001: too few pairs"],
         "pictures": {"strip": "strip.png", "faces": {m: [f"faces/{m}/{i}.png" for i in range(3)] for m in METHODS}},
@@ -159,7 +174,7 @@ def test_the_page_needs_nothing_else_and_can_be_read_aloud(report: dict[str, Any
     assert len(ids) == len(set(ids))
     assert all(f"#{attributes['id']}" for attributes in result.all("section") if "id" in attributes)
     assert {a["href"] for a in result.all("a")} <= {f"#{i}" for i in ids}
-    assert len(result.all("img")) == 15 and all(image["alt"] for image in result.all("img"))
+    assert len(result.all("img")) == 15 + 10 and all(image["alt"] for image in result.all("img"))
     assert len(result.all("h1")) == 1
 
 
@@ -174,12 +189,23 @@ def test_figures_with_intervals_thresholds_and_command(report: dict[str, Any], o
         "refused",
         "99.38",
         "12.3",
+        "0.0771",
+        "p1/blurred.jpg: no face found",
+        "[11.3, 13.3]",
         "too few pairs",
         "41 probes of 17 people",
     ):
         assert shown in text
     assert "--data '/data/my set' --methods none plain dm mf2m generator --naturalness --out OUT" in text
     assert "--harmonise" not in text
+
+
+def test_success_is_set_against_the_trained_realism_auc_where_there_is_one(report: dict[str, Any], out: Path) -> None:
+    label = "Joint success against the trained realism AUC"
+    assert label in str(written(report, out).tags)
+    for row in report["looks"].values():
+        del row[TRAINED]
+    assert label not in str(written(report, out).tags)  # LPIPS to DM is no measure of looks
 
 
 def test_the_same_report_gives_the_same_bytes(report: dict[str, Any], out: Path) -> None:
@@ -214,6 +240,8 @@ PARTS = [
     "verification",
     "identification",
     "naturalness",
+    "looks",
+    "looks_on_photos",
     "robustness",
     "lfw",
     "notes",
@@ -291,6 +319,24 @@ def test_the_page_fits_the_screen(browser: Any, report: dict[str, Any], out: Pat
     show(browser, out / "index.html", width)
     loaded = "return [...document.images].every(image => image.naturalWidth > 0)"
     assert browser.execute_script(loaded)
+
+
+def test_a_click_shows_a_face_large_and_another_one_closes_it(browser: Any, report: dict[str, Any], out: Path) -> None:
+    written(report, out)
+    for width in (400, 1280):
+        show(browser, out / "index.html", width)
+        face = browser.find_elements("css selector", ".faces img")[4]
+        assert browser.execute_script("return arguments[0].naturalWidth", face) >= 256
+        sizes = []
+        for _ in range(3):
+            sizes.append(browser.execute_script("return arguments[0].getBoundingClientRect().width", face))
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", face)
+            face.click()
+        assert sizes[0] == sizes[2] and sizes[1] == pytest.approx(min(0.94 * width, 0.88 * 800), abs=1)
+        browser.execute_script("document.querySelectorAll('.faces input')[0].focus()")
+        browser.switch_to.active_element.send_keys(" ")  # and without a mouse
+        first = browser.find_elements("css selector", ".faces img")[0]
+        assert browser.execute_script("return arguments[0].getBoundingClientRect().width", first) > 300
 
 
 def test_sliders_of_the_gallery_move(browser: Any, tmp_path: Path) -> None:

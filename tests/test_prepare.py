@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, embedded_photo, status
+from conftest import CASES, REPOSITORY, embedded_photo, status
 from PIL import Image
 
 from gan_mask import landmarks as lm
@@ -156,6 +156,151 @@ def test_flat_folder(tmp_path: Path) -> None:
     assert [photo.person for photo in Source(flat).photos("(.).*")] == ["A", "A", "B", "s"]
     with pytest.raises(GanMaskError, match="--identity-regex .* finds no person"):
         Source(flat).photos(r"(\w+)_\d+")
+
+
+def who(source: Path, identity_regex: str | None = None) -> dict[str, str]:
+    """Path -> person."""
+    return {photo.path: photo.person for photo in Source(source).photos(identity_regex)}
+
+
+def tree(folder: Path, *paths: str) -> Path:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+    return folder
+
+
+def zipped(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+    return path
+
+
+NESTED = ("A/front/1.jpg", "A/side/2.jpg", "B/front/1.jpg", "B/side/far/2.jpg", "B/3.jpg")
+
+
+@pytest.mark.parametrize(
+    "paths, persons",
+    [
+        (NESTED, "AABBB"),
+        ([f"around/all/{path}" for path in NESTED], "AABBB"),
+        (["Ann/1.jpg", "Ann/2.jpg"], ["Ann", "Ann"]),  # one person's folder alone
+        (["set/Ann/1.jpg", "set/Ann/2.jpg"], ["Ann", "Ann"]),
+        (["Ann/1.jpg", "Ann/2.jpg", "Ann/more/3.jpg"], ["Ann"] * 3),
+        (["Ann/1.jpg", "Ann_0002.jpg", "Bo_0001.jpg"], ["Ann", "Ann", "Bo"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "zip", "zip made on Windows"])
+def test_a_person_is_the_outermost_folder(kind: str, paths: list[str], persons: list[str], tmp_path: Path) -> None:
+    if kind == "folder":
+        source = tree(tmp_path / "set", *paths)
+    else:
+        source = zipped(tmp_path / "set.zip", *(p.replace("/", "\\") if "Windows" in kind else p for p in paths))
+    assert who(source) == dict(zip(paths, persons, strict=True))
+
+
+def test_doubtful_people_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = embedded_photo("id_0001/view_1")
+    for name, paths, remedy, mended in [
+        ("flat in a folder", ["flat/Ann_1.jpg", "flat/Bo_1.jpg"], "(.+?)(_", 2),
+        ("two parts", ["train/A/1.jpg", "train/B/1.jpg", "test/C/1.jpg"], ".*?([^/]+)/[^/]+", 3),
+    ]:
+        for path in tree(tmp_path / name, *paths).rglob("*.jpg"):
+            path.write_bytes(photo)
+        prepare(tmp_path / name, tmp_path / f"{name} out", Settings(size=32))
+        said = capsys.readouterr().err
+        assert "taken for one person" in said and remedy in said
+        regex = said.split("--identity-regex '")[1].split("'")[0]
+        assert len(set(who(tmp_path / name, regex).values())) == mended
+
+
+def test_the_regex_counts_in_folders_too(tmp_path: Path) -> None:
+    """Without a / it looks at the file's name, with one at the path."""
+    source = tree(tmp_path / "set", "2019/Ann_1.jpg", "2020/Ann_2.jpg", "2020/Bo_1.jpg")
+    assert set(who(source).values()) == {"2019", "2020"}
+    assert list(who(source, r"(.+)_\d+").values()) == ["Ann", "Ann", "Bo"]
+    assert list(who(source, r".*/(.).*").values()) == ["A", "A", "B"]
+    assert list(who(source, r"(.+?)/.*").values()) == ["2019", "2020", "2020"]
+    with pytest.raises(GanMaskError, match="2019/Ann_1.jpg: --identity-regex .* finds no person in 'Ann_1'"):
+        who(source, r"(.+)-\d+")
+
+
+def test_a_name_is_one_person_in_both_unicode_forms(tmp_path: Path) -> None:
+    composed, decomposed = "Zo\u00eb", "Zoe\u0308"
+    paths = (f"{composed}/1.jpg", f"{decomposed}/2.jpg", "Al/1.jpg")
+    for source in (tree(tmp_path / "set", *paths), zipped(tmp_path / "set.zip", *paths)):
+        assert set(who(source).values()) == {composed, "Al"}
+        assert set(who(source, "(.+)/.*").values()) == {composed, "Al"}
+
+
+def test_links_inside_a_set_add_nobody(tmp_path: Path) -> None:
+    """Whatever their names: links sort before and after what they point to."""
+    source = tree(tmp_path / "set", "M/1.jpg", "M/2.jpg", "P/1.jpg")
+    for link, target in [("A", "M"), ("Z", "M"), ("P/more", "../M"), ("M/up", ".."), ("A.jpg", "M/1.jpg")]:
+        (source / link).symlink_to(target)
+    (source / "P/0.jpg").symlink_to("../M/2.jpg")
+    assert who(source) == {"M/1.jpg": "M", "M/2.jpg": "M", "P/1.jpg": "P"}
+
+
+def test_links_out_of_a_set_count_where_they_stand(tmp_path: Path) -> None:
+    pool = tree(tmp_path / "pool", "x/1.jpg", "2.jpg")
+    source = tree(tmp_path / "set", "A/1.jpg", "B/1.jpg")
+    (source / "A/more").symlink_to(pool / "x")
+    (source / "B/2.jpg").symlink_to(pool / "2.jpg")
+    (source / "C").symlink_to(pool / "x")  # a second link to it
+    (source / "A/gone.jpg").symlink_to(pool / "gone.jpg")
+    people = who(source)
+    assert {p: people[p] for p in people if "gone" not in p} == {
+        "A/1.jpg": "A", "B/1.jpg": "B", "B/2.jpg": "B", "C/1.jpg": "C",
+    }  # fmt: skip
+    assert people["A/gone.jpg"] == "A"  # it will be listed as unreadable
+
+
+def test_no_person_of_the_odd_cases_is_divided(tmp_path: Path) -> None:
+    shutil.copytree(CASES / "05_nested", tmp_path / "nested")
+    shutil.copy(CASES / "06_backslash.zip", tmp_path / "windows.zip")
+    for source, number in ((tmp_path / "nested", 3), (tmp_path / "windows.zip", 2)):
+        summary = prepare(source, tmp_path / f"{source.stem} out", Settings(size=32, splits=(0.4, 0.3, 0.3)))
+        assert summary["people"] == number and summary["faces"] == 3 * number
+        faces = PreparedSet(tmp_path / f"{source.stem} out")
+        assert {faces.person(i) for i in range(len(faces))} == {f"id_{i + 1:04d}" for i in range(number)}
+
+
+@pytest.mark.parametrize("hidden", ["._a.jpg", ".DS_Store", ".cache/a.jpg", "@eaDir/a.jpg/thumb.jpg", "__MACOSX/a.jpg"])
+def test_files_of_systems_are_no_photos(hidden: str, tmp_path: Path) -> None:
+    for source in (
+        tree(tmp_path / "set", "A/1.jpg", f"A/{hidden}", hidden), zipped(tmp_path / "a.zip", "A/1.jpg", f"A/{hidden}")
+    ):  # fmt: skip
+        assert who(source) == {"A/1.jpg": "A"}
+
+
+def test_heic_photos_are_listed_where_they_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
+    assert (
+        prepare(CASES / "16_heic", tmp_path / "set", Settings(size=32))["photos"] == 2
+    )  # a hidden file lies there, too
+    with open(tmp_path / "set" / "skipped.csv", newline="") as f:
+        (row,) = (row for row in csv.DictReader(f) if row["reason"] == "unreadable")
+    assert row["path"] == "IMG_0001.HEIC" and "pip install pillow-heif" in row["detail"]
+
+
+def test_a_name_of_two_lines_is_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a\nb.jpg").write_text("no photo")
+    (tmp_path / "photos" / f"{'x' * 246}.webp").write_bytes(embedded_photo("id_0001/view_1"))
+    assert status(main, [str(tmp_path / "photos"), str(tmp_path / "set"), "--workers", "1"]) == 0
+    with open(tmp_path / "set" / "skipped.csv", newline="") as f:
+        assert [row["path"] for row in csv.DictReader(f)] == ["a\nb.jpg"]
+    assert PreparedSet(tmp_path / "set").person(0) == "x" * 246
+    (tmp_path / "photos" / f"{'x' * 246}.webp").unlink()
+    assert status(main, [str(tmp_path / "photos"), str(tmp_path / "none"), "--workers", "1"]) == 2
+    assert "a\\nb.jpg" in capsys.readouterr().err
+
+
+def test_a_file_twice_in_a_zip_is_refused_in_either_spelling(tmp_path: Path) -> None:
+    with pytest.raises(GanMaskError, match="is in it twice"):
+        who(zipped(tmp_path / "a.zip", "A/1.jpg", "A\\1.jpg"))
 
 
 def test_links_are_followed_once(people: Path, tmp_path: Path) -> None:

@@ -10,22 +10,24 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, embedded_photo
+from conftest import CASES, REPOSITORY, embedded_photo
 from fakes import FakeDetector, FakeEmbedder
 from PIL import ExifTags, Image, ImageCms
 
 from gan_mask import masking, photo_files, pretrained, sampling, templates
 from gan_mask.faces import FaceFinder
-from gan_mask.networks import Generator
+from gan_mask.networks import Generator, GeneratorConfig
 from gan_mask.sampling import command, sampler
-from gan_mask.sampling.folder import JOURNAL
-from gan_mask.sampling.sampler import wear_on_photo
+from gan_mask.sampling.folder import JOURNAL, find_targets
+from gan_mask.sampling.sampler import Photo, Sampler, wear_on_photo
 
 PEOPLE = (4, 14, 56, 34, 20)
 CAFE = os.fsdecode(b"caf\xe9.png")  # a name that is not UTF-8
@@ -87,6 +89,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     Generator(widths=(4, 8), noise=4, kernel=3, size=96, default_template="face-010").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def finder() -> FaceFinder:
+    return FaceFinder()
+
+
+def sampler_of(method: Any, finder: FaceFinder, batch_size: int) -> Sampler:
+    return Sampler(
+        source=Path("."), out=Path("."), config=GeneratorConfig(), method=method, method_name="dm", checkpoint=None,
+        template="face-001", harmonise=False, seed=0, largest=False, batch_size=batch_size, device="cpu",
+        finder=finder, embedders={}, detectors={},
+    )  # fmt: skip
 
 
 Run = Callable[..., int]
@@ -285,6 +300,29 @@ def test_wearing_on_a_part_of_the_photo_equals_wearing_on_all_of_it() -> None:
     assert np.abs(worn - (expected * 255).numpy()).max() < 1
     outside = masking.region(torch.from_numpy(landmarks)[None], 300, 400)[0, 0].numpy() == 0
     assert (worn[outside] == photo[outside]).all()
+
+
+def test_masks_of_neighbours_do_not_depend_on_the_batch(finder: FaceFinder) -> None:
+    """Each texture is made from the photo as it was, also where the masks of other faces reach into it."""
+    image = np.asarray(Image.new("RGB", (400, 300), "gray")).copy()
+    image[20:276, 20:276] = np.asarray(face(4))
+    image[60:260, 190:390] = np.asarray(face(14, 200))
+    (faces,) = finder.find([image])
+    assert len(faces) == 2
+    seen: dict[int, torch.Tensor] = {}
+    worn = {}
+    for size in (1, 2):
+        crops: list[torch.Tensor] = []
+
+        def method(faces: torch.Tensor, landmarks: torch.Tensor, bank: torch.Tensor, into: Any = crops) -> torch.Tensor:
+            into.append(faces)
+            return bank + faces.mean((1, 2, 3))[:, None, None, None] - 0.5  # something of the crop
+
+        photo = Photo("a.png", image.copy(), faces)
+        sampler_of(method, finder, size).wear([photo])
+        seen[size], worn[size] = torch.cat(crops), photo.image
+    assert torch.equal(seen[1], seen[2])
+    assert (worn[1] == worn[2]).all() and (worn[1] != image).any()
 
 
 # ------------------------------------------------------------------------------------------- options
@@ -488,6 +526,156 @@ def test_unknown_names_are_answered_with_the_known_ones(
         assert run(folder, tmp_path / "out", "--method", "dm", *options) == 2
         error = capsys.readouterr().err
         assert options[1] in error and known in error
+
+
+def test_no_photo_overwrites_another(run: Run, tmp_path: Path) -> None:
+    folder, out = tmp_path / "faces", tmp_path / "out"
+    names = ["a.bmp", "a.png", "a.bmp.png", "A.png", "overview.png", "results.csv/c.png", "d.bmp", "d.png/e.png"]
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        face(PEOPLE[0], 128 + i).save(folder / name)  # each of its own size
+    assert run(folder, out, "--method", "dm", "--show") == 0
+    rows = table(out)
+    assert {row["photo"] for row in rows} == set(names) and {row["status"] for row in rows} == {"ok"}
+    assert len({row["written"].lower() for row in rows}) == len(names)
+    for row in rows:
+        with Image.open(out / row["written"]) as image:
+            assert image.width == 128 + names.index(row["photo"])
+    assert {row["photo"]: row["written"] for row in rows}["A.png"] == "A.png"
+    with Image.open(out / "overview.png") as image:
+        assert image.width > 600
+    assert "<html" in (out / "gallery.html").read_text()
+    masked = {path: path.stat().st_mtime_ns for path in out.rglob("*.png") if path.name != "overview.png"}
+    assert run(folder, out, "--method", "dm") == 0  # nothing is made anew
+    assert {path: path.stat().st_mtime_ns for path in masked} == masked
+
+
+def test_names_of_copies_differ_on_every_disk() -> None:
+    """Those alike but for case or Unicode form too, beside our own files, and cut where they are too long."""
+    names = sorted([
+        "a.bmp", "A.gif", "a.png", "a.bmp.png", "B.PNG", "b.png", "\u00e9.png", "e\u0301.png", "Stra\u00dfe.png",
+        "strasse.bmp", "overview.png", "Overview.bmp", "OVERVIEW-2.png", "results.csv/c.png", "gallery.html/c.png",
+        "Results.CSV/c.png", "d.bmp", "d.png/e.png", "D.png/e.png", "x" * 251 + ".bmp", "X" * 251 + ".gif",
+        "x" * 251 + ".png",
+    ])  # fmt: skip
+    targets = find_targets(names)
+    every = [name for pair in targets.values() for name in dict.fromkeys(pair)]
+    alike = [unicodedata.normalize("NFC", name).casefold() for name in every]
+    assert len(set(alike)) == len(alike)
+    folders = {str(parent) for name in alike for parent in Path(name).parents}
+    assert not {*folders, "results.csv", "overview.png", "gallery.html"} & set(alike)
+    assert not {"results.csv", "overview.png", "gallery.html"} & folders
+    assert all(len(part.encode()) <= 255 for name in every for part in name.split("/"))
+    assert all(targets[name].same == name for name in ("a.png", "a.bmp", "a.bmp.png", "d.bmp"))
+
+
+def test_a_later_photo_takes_back_its_name(run: Run, tmp_path: Path) -> None:
+    folder, out = tmp_path / "faces", tmp_path / "out"
+    folder.mkdir()
+    face(4, 128).save(folder / "a.bmp")
+    assert run(folder, out, "--method", "dm") == 0
+    assert [row["written"] for row in table(out)] == ["a.png"]
+    face(14, 130).save(folder / "a.png")
+    assert run(folder, out, "--method", "dm") == 0
+    written = {row["photo"]: row["written"] for row in table(out)}
+    assert written == {"a.bmp": "a.bmp.png", "a.png": "a.png"}
+    assert [Image.open(out / written[name]).width for name in ("a.bmp", "a.png")] == [128, 130]
+
+
+def test_a_photo_that_cannot_be_written_is_a_row(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = small_folder(tmp_path, *PEOPLE[:3]), tmp_path / "out"
+    (out / f"{PEOPLE[0]}.png").mkdir(parents=True)  # a folder is in its way
+    save = Image.Image.save
+
+    def fails(image: Image.Image, path: Path, *args: Any, **options: Any) -> None:
+        if f".{PEOPLE[1]}.png" in str(path):
+            raise SystemError("encoder error")
+        save(image, path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", fails)
+        assert run(folder, out, "--method", "dm") == 0
+    rows = {row["photo"]: row for row in table(out)}
+    states = {person: (rows[f"{person}.png"]["status"], rows[f"{person}.png"]["note"]) for person in PEOPLE[:3]}
+    assert states[PEOPLE[0]] == ("not written", "cannot be written (Is a directory)")
+    assert states[PEOPLE[1]] == ("not written", "cannot be written (encoder error)")
+    assert states[PEOPLE[2]] == ("ok", "")
+    assert float(rows[f"{PEOPLE[2]}.png"]["similarity_fake"]) < 1
+    assert "2 not written" in capsys.readouterr().out
+    (out / f"{PEOPLE[0]}.png").rmdir()
+    assert run(folder, out, "--method", "dm") == 0  # tries again, those only
+    assert "1 of 3 photos were done before" in capsys.readouterr().out
+    assert {row["status"] for row in table(out)} == {"ok"}
+    again = {row["photo"]: row for row in table(out)}[f"{PEOPLE[2]}.png"]
+    assert again == rows[f"{PEOPLE[2]}.png"]
+
+
+def test_odd_file_names_are_masked_and_listed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "faces", tmp_path / "out"
+    folder.mkdir()
+    long = ["x" * 246 + ".png", "y" * 251 + ".bmp", "z" * 251 + ".bmp"]
+    names = ['two\nlines, "and" more.png', "\r\x1b[31m.png", *long]
+    for name in names[:-1]:
+        face(4, 128).save(folder / name)
+    (folder / names[-1]).write_text("no photo")
+    (folder / "broken\n.png").write_text("no photo")
+    assert run(folder, out, "--method", "dm") == 0
+    rows = {row["photo"]: row for row in table(out)}
+    assert set(rows) == {*names, "broken\n.png"}
+    assert [rows[name]["status"] for name in names] == ["ok"] * 4 + ["unreadable"]
+    assert all((out / rows[name]["written"]).is_file() for name in names[:-1])
+    assert "  unreadable: broken\\n.png: not an image" in capsys.readouterr().out
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_files_of_systems_are_passed_over_and_photos_that_cannot_be_read_are_not(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
+    folder = small_folder(tmp_path, 4)
+    for name in ("._4.png", ".cache/a.png", "@eaDir/4.png/THUMB.jpg", "__MACOSX/a.png", "trip/@eaDir/a.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "4.png", folder / name)
+    shutil.copy(CASES / "16_heic" / "IMG_0001.HEIC", folder)
+    (folder / "a.dng").write_bytes(b"II*\0")
+    assert run(folder, tmp_path / "out", "--method", "dm") == 0
+    rows = {row["photo"]: (row["status"], row["note"]) for row in table(tmp_path / "out")}
+    assert set(rows) == {"4.png", "IMG_0001.HEIC", "a.dng"}
+    assert rows["IMG_0001.HEIC"][0] == "unreadable" and "pip install pillow-heif" in rows["IMG_0001.HEIC"][1]
+    assert rows["a.dng"][0] == "unreadable"
+
+
+def test_old_copies_are_told_of_and_kept(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = small_folder(tmp_path, *PEOPLE[:3]), tmp_path / "out"
+    assert run(folder, out, "--method", "dm") == 0
+    face(4).save(out / "mine.png")  # no masked copy
+    assert "older masked copies" not in capsys.readouterr().out
+    (folder / f"{PEOPLE[0]}.png").unlink()
+    (folder / f"{PEOPLE[1]}.png").rename(folder / "renamed.png")
+    for method in ("dm", "plain"):  # also after the journal of other options is gone
+        assert run(folder, out, "--method", method) == 0
+        told = next(line for line in capsys.readouterr().out.splitlines() if "older masked copies" in line)
+        assert told.startswith("2 ") and f": {PEOPLE[1]}.png, {PEOPLE[0]}.png." in told
+        assert (out / f"{PEOPLE[0]}.png").is_file() and (out / f"{PEOPLE[1]}.png").is_file()
+        assert len(table(out)) == 2
+
+
+def test_a_single_photo_instead_of_a_folder(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small_folder(tmp_path, *PEOPLE[:2])
+    before = (folder / "4.png").read_bytes()
+    assert run(folder / "4.png", tmp_path / "out", "--method", "dm") == 0
+    assert [(row["photo"], row["status"]) for row in table(tmp_path / "out")] == [("4.png", "ok")]
+    assert photo_files.read_provenance(tmp_path / "out" / "4.png")
+    assert run(folder / "4.png", tmp_path / "out", "--method", "dm") == 0
+    assert "1 of 1 photos were done before" in capsys.readouterr().out
+    assert run(folder / "4.png", folder / "masked", "--method", "dm") == 0  # beside it is apart enough
+    assert run(folder / "4.png", folder, "--method", "dm") == 2
+    assert "must be apart" in capsys.readouterr().err
+    assert run(folder / "5.png", tmp_path / "out", "--method", "dm") == 2
+    assert "no such folder or photo" in capsys.readouterr().err
+    assert (folder / "4.png").read_bytes() == before
 
 
 def test_a_full_disk_is_explained(

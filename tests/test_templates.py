@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, embedded_photo
 
-from gan_mask import masking, templates
+from gan_mask import likeness, masking, templates
 from gan_mask.errors import GanMaskError
+from gan_mask.faces import FaceFinder, read_image
 from gan_mask.landmarks import flip
 
 
@@ -74,25 +77,75 @@ def test_wrong_templates_are_explained(tmp_path: Path) -> None:
         templates.load(damaged)
 
 
-def test_the_best_template_for_its_own_person_is_his_own_lower_face() -> None:
+def test_nobody_wears_himself() -> None:
+    """Neither in the template's view nor in the person's others, nor mirrored."""
     faces, landmarks = templates._people()
-    assert templates.best(faces[::7], landmarks[::7]) == list(templates.FACES[::7])
+    for seen, points in ((faces, landmarks), (faces.flip(3), flip(landmarks, faces.shape[3]))):
+        chosen = templates.best(seen, points)
+        for own, name in zip(templates.FACES, chosen, strict=True):
+            assert not name.startswith(own)
+    with np.load(templates.ASSETS / "synthfaces_landmarks.npz", allow_pickle=False) as file:
+        points = dict(zip(file["names"].tolist(), file["landmarks68"], strict=True))
+    with zipfile.ZipFile(templates.ASSETS / "synthfaces.zip") as archive:
+        for own, person in zip(templates.FACES[::6], templates.TEMPLATE_PEOPLE[::6], strict=True):
+            for view in ("view_2", "view_3"):
+                name = f"synthfaces/{person}/{view}.webp"
+                photo = torch.from_numpy(read_image(archive.read(name))).permute(2, 0, 1)[None] / 255
+                assert not templates.best(photo, torch.from_numpy(points[name])[None])[0].startswith(own)
 
 
-def test_the_best_template_follows_skin_tone_and_pose() -> None:
+def test_the_best_template_follows_pose_and_expression() -> None:
+    """Compared with a random choice, over the embedded people."""
     faces, landmarks = templates._people()
-    bank = templates.load_all("faces").mean((1, 2, 3))
-    darker, lighter = (
-        bank[templates.FACES.index(templates.best(f, landmarks[:1])[0])] for f in (faces[:1] * 0.5, faces[:1] ** 0.5)
-    )
-    assert darker < bank[0] < lighter
-    # Mirroring keeps the skin and turns the head to the other side.
-    yaw = templates._yaw(landmarks)
-    turned = int(yaw.abs().argmax())
-    mirrored, points = faces[turned, None].flip(3), flip(landmarks[turned, None], faces.shape[3])
-    (name,) = templates.best(mirrored, points)
-    assert name != templates.FACES[turned]
-    assert (yaw[templates.FACES.index(name)] + yaw[turned]).abs() < (2 * yaw[turned]).abs()
+    names = (*templates.FACES, *templates.MIRRORED)
+    shape = likeness.geometry(torch.cat([landmarks, flip(landmarks, faces.shape[3])]))
+    chosen = shape[[names.index(name) for name in templates.best(faces, landmarks)]]
+    own = shape[: len(faces)]
+    for column in ("turn", "mouth opening"):
+        i = list(likeness.GEOMETRY).index(column)
+        matched = (chosen[:, i] - own[:, i]).abs().mean()
+        assert matched < 0.6 * (shape[:, None, i] - own[:, i]).abs().mean()
+    # A mirrored head is turned to the other side, and so is its template.
+    turned = int(own[:, 0].abs().argmax())
+    (name,) = templates.best(faces[turned, None].flip(3), flip(landmarks[turned, None], faces.shape[3]))
+    assert shape[names.index(name), 0] * own[turned, 0] < 0
+
+
+def test_a_mirrored_template_is_the_mirror_image() -> None:
+    texture, mirrored = templates.load("face-007"), templates.load("face-007-mirrored")
+    assert (mirrored - texture.flip(2)).abs().mean() < 0.02
+    assert (mirrored - texture).abs().mean() > (mirrored - texture.flip(2)).abs().mean()
+
+
+def test_adapted_templates_have_the_wearers_colours_and_another_form() -> None:
+    faces, landmarks = templates._people()
+    own = masking.unwrap(faces[:6], landmarks[:6])
+    foreign = templates.load_all(["face-020", "face-030", "face-041", "face-002", "face-016", "face-026"])
+    adapted = likeness.adapt(foreign, own)
+    lips = (slice(None), slice(None), slice(42, 50), slice(40, 56))
+
+    def colour(textures: torch.Tensor) -> torch.Tensor:
+        return (textures - likeness.luminance(textures))[lips].mean((2, 3))
+
+    assert (colour(adapted) - colour(own)).abs().max() < 0.02 < (colour(foreign) - colour(own)).abs().max()
+    form = masking.structure(likeness.luminance(adapted)).flatten(1)
+    before, wearer = (masking.structure(likeness.luminance(x)).flatten(1) for x in (foreign, own))
+    assert (torch.cosine_similarity(form, before) > 0.97).all()
+    assert (torch.cosine_similarity(form, wearer) < 0.9).all()
+
+
+def test_a_photo_as_a_template_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(templates.ASSETS / "synthfaces.zip") as archive:
+        (tmp_path / "me.webp").write_bytes(archive.read("synthfaces/id_0002/view_1.webp"))
+    calls = []
+    find = FaceFinder.find
+    monkeypatch.setattr(FaceFinder, "find", lambda *a: calls.append(1) or find(*a))
+    first = templates.load(tmp_path / "me.webp")
+    assert torch.equal(templates.load_all([tmp_path / "me.webp"] * 5)[4], first)
+    assert len(calls) == 1
+    os.utime(tmp_path / "me.webp", (1, 1))  # another file under the same name
+    templates.load(tmp_path / "me.webp")
+    assert len(calls) == 2
 
 
 def test_harmonised_templates_have_the_wearers_colours() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from fakes import FakeEmbedder
+from fakes import FakeDetector, FakeEmbedder
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,6 +18,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.health import STOP, Health
 from gan_mask.landmarks import frame
 from gan_mask.networks import Generator
+from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training import log, loop, state
 from gan_mask.training.options import TrainConfig
 
@@ -41,6 +42,8 @@ def test_two_steps_make_a_loadable_generator_logs_and_a_preview(fakes, prepared,
     generator = load_generator(tmp_path / "run")
     face, landmarks = torch.rand(2, 3, 64, 64), torch.rand(2, 68, 2) * 60
     assert generator(face, landmarks).shape == face.shape
+    assert generator.config.trained_against == ("fake", "fake")  # and by its weights, which a renamed copy keeps
+    assert generator.config.trained_against_weights == (weights_digest(FakeEmbedder()), weights_digest(FakeDetector()))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {line["group"] for line in lines} == {"train", "val"}
     assert {"dodging", "undetected", "realism", "d_logistic", "fidelity"} <= set(lines[0])
@@ -254,7 +257,7 @@ def test_a_checkpoint_has_no_path_of_this_machine_and_needs_no_photo(fakes, prep
     photo = tmp_path / "private" / "me.jpg"
     photo.parent.mkdir()
     photo.touch()
-    monkeypatch.setattr(templates, "_from_photo", lambda path, size: texture)
+    monkeypatch.setattr(templates, "_from_photo", lambda path, modified, size: texture)
     network = tmp_path / "private" / "net.json"
     monkeypatch.setitem(pretrained.EMBEDDERS, "onnx:SIDECAR.json", lambda name: FakeEmbedder())
     options = ("--templates", str(photo), "--embedders", "fake", f"onnx:{network}")
@@ -263,7 +266,7 @@ def test_a_checkpoint_has_no_path_of_this_machine_and_needs_no_photo(fakes, prep
     photo.unlink()
     monkeypatch.undo()
     generator = load_generator(tmp_path / "run")
-    assert torch.equal(generator.default_template(), texture)
+    assert torch.equal(generator.template, texture)
     assert generator.config.trained_against == ("fake", "onnx:net.json", "fake")
     face = torch.rand(1, 3, 64, 64)
     landmarks = frame(64, 0.3)[None]

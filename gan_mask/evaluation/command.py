@@ -6,28 +6,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gan_mask
-from gan_mask import attacks, commands, config, files, pretrained, templates
+from gan_mask import attacks, commands, config, files, masking, pretrained, templates, weights
 from gan_mask.config import COUNT, RATE, SEED, Range
 from gan_mask.data import SPLITS, PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import gate, groups, output, page
+from gan_mask.evaluation import appearance, gate, groups, large_photos, output, page, realism
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.protocol import choose_probes, spread
 from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
 from gan_mask.networks import SHIPPED, Generator, GeneratorConfig, load_generator
-from gan_mask.pretrained.protocol import fingerprint
+from gan_mask.pretrained.perceptual import Perceptual
+from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.surrogates import Surrogates
 
 CHOICE = 2  # counts the ways in which probes and samples were ever chosen, so that old folders are not gone on with
-DEFAULT_METHODS = ["none", "plain", "dm", "generator"]
+Networks = Sequence[tuple[str, Any]]  # name, network
+DEFAULT_METHODS = ["none", "plain", "dm", "dm-seamless", "generator"]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,7 +46,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--methods", nargs="+", default=DEFAULT_METHODS, help=f"of {known} (default: all but the optimised)")
     add("--checkpoint", help="generator: a folder with config.json and model.safetensors, or a run folder of train.py "
         "(default: the shipped one)")  # fmt: skip
-    add("--templates", nargs="+", default=["faces"], help="template names, photos or groups (default: faces)")
+    add("--templates", nargs="+", default=["match"], help="template names, photos or groups, worn in turn; or match: "
+        "for each probe the shipped face that suits it best (default: match)")  # fmt: skip
+    add("--placement", default="seamless", choices=masking.PLACEMENTS, help="how optimised masks are worn; "
+        "dm is the paper's, dm-seamless seamless, and a generator has its own (default: seamless)")  # fmt: skip
     add("--harmonise", action="store_true", help="give templates the colours of the wearer's lower face first")
     add("--probes", type=config.number(int, COUNT), default=500, help="most probes (default: 500)")
     add("--seed", type=config.number(int, SEED), default=0, help="of every random choice (default: 0)")
@@ -91,7 +97,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("further measures").add_argument
     add("--naturalness", action="store_true",
-        help="distance to DM, distances to real faces, realism AUC (needs AlexNet's weights for LPIPS)")  # fmt: skip
+        help="realism AUC of a network trained for it (takes minutes) and, with AlexNet's weights, distances to DM "
+        "and to real faces")  # fmt: skip
+    add("--photos", metavar="DIR",
+        help="looks on these photos at their own size, too; one sub-folder per person (default: none)")  # fmt: skip
     add("--changed-probes", type=config.number(int, Range(0, 2**31 - 1)), default=0,
         help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip
     add(
@@ -143,16 +152,31 @@ def checkpoint_of(args: argparse.Namespace) -> Path | None:
     return SHIPPED if "generator" in args.methods else None
 
 
-def check_held_out(generator: Generator | None, held_out: Sequence[str]) -> None:
-    """A network that the generator was trained against is no held-out network."""
-    if generator is None:
-        return
-    known = {Path(name.removeprefix("onnx:")).name for name in generator.config.trained_against}
-    if used := [name for name in held_out if Path(name.removeprefix("onnx:")).name in known]:
-        raise GanMaskError(
-            f"{', '.join(used)}: the generator was trained against it, so it is not held out; "
-            "name it with --surrogates or --detectors"
-        )
+def check_held_out(generator: Generator | None, surrogates: Networks, held_out: Networks) -> None:
+    """A held-out network has not the weights of a surrogate, nor of what the generator was trained against.
+
+    Checkpoints from before their config.json had the weights' checksums are compared by the names of the networks.
+    """
+    attacked = {weights_digest(network): name for name, network in surrogates}
+    shape = generator.config if generator else GeneratorConfig()
+    names = {file_name(name) for name in shape.trained_against if not shape.trained_against_weights}
+    for name, network in held_out:
+        digest = weights_digest(network)
+        if digest in attacked:
+            raise GanMaskError(
+                f"{name}: it has the weights of the surrogate {attacked[digest]}, so it is not held out; "
+                "name it only once"
+            )
+        if digest in shape.trained_against_weights or file_name(name) in names:
+            raise GanMaskError(
+                f"{name}: the generator was trained against it, so it is not held out; "
+                "name it with --surrogates or --detectors"
+            )
+
+
+def file_name(network: str) -> str:
+    """mobileface.json for onnx:./configs/networks/mobileface.json; other names as they are."""
+    return Path(network.removeprefix("onnx:")).name
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -172,15 +196,21 @@ def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | Non
     probes = choose_probes(photos, args.probes, args.seed)
     checkpoint = checkpoint_of(args)
     generator = load_generator(checkpoint, device) if checkpoint else None
-    check_held_out(generator, [*args.held_out, *args.held_out_detectors])
     shape = generator.config if generator else GeneratorConfig()
     sets = {"surrogates": (args.surrogates, args.detectors), "held-out": (args.held_out, args.held_out_detectors)}
     sets = {title: networks for title, networks in sets.items() if any(networks)}
-    limits = [gate.parse(text, sets, args.methods) for text in args.require]
+    perceptual, missing = _perceptual(device) if args.naturalness else (None, None)
+    trained = (realism.TRAINED if perceptual else realism.SMALL) if args.naturalness else None
+    limits = [gate.parse(text, sets, args.methods, trained) for text in args.require]
     embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
-    perceptual = pretrained.load_perceptual(device=device) if args.naturalness else None
-    bank = templates.load_all(args.templates, (shape.texture_height, shape.texture_width))
+    surrogate, held_out = (
+        [*((n, embedders[n]) for n in e), *((n, detectors[n]) for n in d)]
+        for e, d in ((args.surrogates, args.detectors), (args.held_out, args.held_out_detectors))
+    )
+    check_held_out(generator, surrogate, held_out)
+    texture_size = (shape.texture_height, shape.texture_width)
+    bank = None if args.templates == ["match"] else templates.load_all(args.templates, texture_size)
 
     with state.main_process_first():  # the others find the embeddings in the cache
         clean = Clean(args, photos, probes, embedders)
@@ -193,9 +223,14 @@ def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | Non
     )
     options = attacks.options_of(args, shape.softness)
     names = list(dict.fromkeys(["none", *args.methods]))
-    methods = {name: attacks.method(name, generator, surrogates, options) for name in names}
+    methods = {
+        name: attacks.method(
+            name, generator, surrogates, replace(options, placement="paper") if name == "dm" else options
+        )
+        for name in names
+    }
     experiment = Experiment(
-        Path(args.out), photos, probes, methods, bank, args.harmonise, shape.softness, embedders, detectors,
+        Path(args.out), photos, probes, methods, bank, texture_size, args.harmonise, embedders, detectors,
         spread(probes.identity, args.changed_probes, args.seed), FaceFinder(device), device,
     )  # fmt: skip
     settings = settings_of(args, shape, [*embedders.items(), *detectors.items()])
@@ -211,6 +246,17 @@ def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | Non
     seen, changed, costs = collect(experiment)
     estimated = groups.estimates(photos, probes)
     report = report_of(args, experiment, sets, calibration, clean, seen, changed, estimated)
+    landmarks = torch.stack([photos.landmarks(int(i)) for i in probes.index])
+    appearances = appearance.measure_all({name: experiment.paths(name) for name in methods}, landmarks.numpy())
+    report["looks"] = {name: appearance.table(values, probes.identity) for name, values in appearances.items()}
+    if args.naturalness:
+        title, trained_cells = realism.measure(experiment, perceptual, args.seed)
+        for name, cell in trained_cells.items():
+            report["looks"][name][title] = cell
+    if args.photos:
+        report["looks_on_photos"] = large_photos.measure(experiment, shape, args.photos)
+    if missing:
+        report["notes"].append(missing)
     if perceptual:
         from gan_mask.evaluation import naturalness
 
@@ -218,7 +264,7 @@ def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | Non
         report["naturalness"] = naturalness.measure(
             {name: experiment.paths(name) for name in methods},
             torch.stack([clean.photos.faces(int(i)) for i in real]),
-            torch.stack([photos.landmarks(int(i)) for i in probes.index]),
+            landmarks,
             probes.identity,
             clean.photos.identities[real],
             perceptual,
@@ -226,21 +272,30 @@ def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | Non
         )
     if args.pairs:
         report["lfw"] = lfw_accuracy(args, embedders)
-    report["limits"] = {limit.text: gate.broken(limit, report["rates"], args.far) for limit in limits}
+    report["limits"] = {limit.text: gate.broken(limit, report["rates"], args.far, report["looks"]) for limit in limits}
     cost = cost_of(experiment, costs)
-    output.write(experiment, report, cost, seen, clean, changed, estimated)
+    output.write(experiment, report, cost, seen, clean, changed, estimated, appearances)
     page.write(report, cost, experiment.out)
     return report
+
+
+def _perceptual(device: str) -> tuple[Perceptual | None, str | None]:
+    """LPIPS with AlexNet; where its weights are missing, None and a note for the report."""
+    try:
+        return pretrained.load_perceptual(device=device), None
+    except weights.MissingWeights as error:
+        return None, f"{realism.SMALL} in place of {realism.TRAINED}, no LPIPS, no distances to real faces: {error}"
 
 
 def settings_of(
     args: argparse.Namespace, shape: GeneratorConfig, networks: Sequence[tuple[str, Any]]
 ) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
-    free = ("out", "cache", "methods", "require", "pairs", "naturalness", "distractors", "fars", "device")
+    free = ("out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
     values |= {"version": gan_mask.__version__, "choice": CHOICE, "index": files.sha256(Path(args.data) / "index.npy")}
     values |= {"softness": shape.softness, "texture": [shape.texture_height, shape.texture_width]}
+    values |= {"generator_placement": shape.placement}
     if checkpoint := checkpoint_of(args):
         values["weights"] = [files.sha256(p) for p in sorted(checkpoint.rglob("*.safetensors"))]
     values["networks"] = [fingerprint(name, network) for name, network in networks]
@@ -252,17 +307,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     with commands.ending():
         report = evaluate(args)
-    if report is None:
-        return
+        broken = print_report(report, args) if report else []
+    if broken:
+        raise SystemExit(1)
+
+
+def print_report(report: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Returns the limits that were broken."""
     print(f"\n{report['probes']} probes of {report['identities']} people ({report['split']} split)")
     for title, by_far in report["rates"].items():
         print(f"\n{title}, thresholds at FAR {args.far:g}; per cent [95 % interval over identities]")
         print(output.table(by_far[f"{args.far:g}"]))
+    print("\nlooks; bare faces: edge step 0, fine detail 1, skin tone difference 0, realism AUC 0.5")
+    print(output.table(report["looks"], factor=1, digits=2))
+    if on_photos := report.get("looks_on_photos"):
+        print(f"\nlooks on {on_photos['photos']} photos of {on_photos['people']} people, at their own size")
+        print(output.table(on_photos["methods"], factor=1, digits=2))
     for note in report["notes"]:
         print(f"note: {note}")
     print(f"\nfigures: {Path(args.out) / 'report.json'}   page: {Path(args.out) / 'index.html'}")
     broken = [reason for reasons in report["limits"].values() for reason in reasons]
     for reason in broken:
         print(f"limit broken: {reason}", file=sys.stderr)
-    if broken:
-        raise SystemExit(1)
+    return broken

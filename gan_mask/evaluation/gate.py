@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import appearance, realism
+from gan_mask.evaluation.intervals import Cell
 from gan_mask.evaluation.rates import BASELINES, Sets, measures
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-GRAMMAR = "[SET/][METHOD/]MEASURE<=VALUE, such as joint_success<=0.05 or held-out/mf2m/joint_success<=0.1"
+GRAMMAR = (
+    "[SET/][METHOD/]MEASURE<=VALUE, such as joint_success<=0.05, held-out/mf2m/joint_success<=0.1 or, of the looks, "
+    "generator/edge_step_p90<=2, fine_detail_p10>=0.55, realism_auc<=0.9"
+)
+REALISM = {realism.TRAINED: "realism_auc", realism.SMALL: "realism_auc_small_cnn"}
+LOOKS = "looks"  # in place of a set: how masks look depends on no network of a set
 
 
 class Limit(NamedTuple):
@@ -23,10 +30,11 @@ class Limit(NamedTuple):
     value: float
 
 
-def parse(text: str, sets: Sets, methods: Sequence[str]) -> Limit:
+def parse(text: str, sets: Sets, methods: Sequence[str], trained: str | None = None) -> Limit:
     """A limit on what is going to be measured; spaces in a measure's name may be written as underscores.
 
-    Without a set the held-out one is meant if there is one. Raises GanMaskError with the grammar or the known names.
+    Without a set the held-out one is meant if there is one; measures of looks have none. trained: name of the
+    realism AUC that is going to be measured, if any. Raises GanMaskError with the grammar or the known names.
     """
     match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|<|>)\s*(\S+)\s*", text)
     if not match:
@@ -39,8 +47,19 @@ def parse(text: str, sets: Sets, methods: Sequence[str]) -> Limit:
             chosen[key], left = head, rest
     title = chosen["set"] or ("held-out" if "held-out" in sets else "surrogates")
     known_measures = [_plain(measure) for measure in measures(*sets[title])]
-    if _plain(left) not in known_measures:
-        raise GanMaskError(f"--require {text!r}: not measured for the {title} set; it has {', '.join(known_measures)}")
+    looks = [_plain(measure) for measure in [*appearance.STATISTICS, *([trained] if trained else [])]]
+    if left in REALISM.values() and _plain(left) not in looks:
+        reason = f"this run measures {_plain(trained)}" if trained else "only measured with --naturalness"
+        raise GanMaskError(f"--require {text!r}: {reason}")
+    if _plain(left) in looks:
+        if chosen["set"]:
+            raise GanMaskError(f"--require {text!r}: looks depend on no set; leave out {title}/")
+        title = LOOKS
+    elif _plain(left) not in known_measures:
+        raise GanMaskError(
+            f"--require {text!r}: not measured for the {title} set; it has {', '.join(known_measures)}; looks: "
+            f"{', '.join(looks)}"
+        )
     if not chosen["method"] and not attacks_among(methods):
         raise GanMaskError(f"--require {text!r}: no attack among --methods")
     try:
@@ -49,12 +68,15 @@ def parse(text: str, sets: Sets, methods: Sequence[str]) -> Limit:
         raise GanMaskError(f"--require {text!r}: {number!r} is no number; expected {GRAMMAR}") from None
 
 
-def broken(limit: Limit, rates: dict[str, dict[str, Any]], far: float) -> list[str]:
+def broken(
+    limit: Limit, rates: dict[str, dict[str, Any]], far: float, looks: Mapping[str, Mapping[str, Cell]]
+) -> list[str]:
     """Reasons why `limit` does not hold, one per method; [] when it does.
 
-    rates: set -> FAR -> method -> measure -> cell.
+    rates: set -> FAR -> method -> measure -> cell. looks: method -> measure -> cell.
     """
-    table = rates[limit.set][f"{far:g}"]
+    table = looks if limit.set == LOOKS else rates[limit.set][f"{far:g}"]
+    where = "" if limit.set == LOOKS else f"at FAR {far:g} "
     reasons = []
     for method in [limit.method] if limit.method else attacks_among(list(table)):
         (cell,) = (cell for name, cell in table[method].items() if _plain(name) == limit.measure)
@@ -63,7 +85,7 @@ def broken(limit: Limit, rates: dict[str, dict[str, Any]], far: float) -> list[s
         elif not OPERATORS[limit.operator](cell["rate"], limit.value):
             reasons.append(
                 f"{limit.text}: {limit.set}/{method} has {cell['rate']:.4f} [{cell['low']:.4f}, {cell['high']:.4f}] "
-                f"at FAR {far:g} ({cell['probes']} probes)"
+                f"{where}({cell['probes']} probes)"
             )
     return reasons
 
@@ -73,4 +95,4 @@ def attacks_among(methods: Sequence[str]) -> list[str]:
 
 
 def _plain(measure: str) -> str:
-    return measure.strip().replace(" ", "_")
+    return REALISM.get(measure) or measure.strip().replace(" ", "_")

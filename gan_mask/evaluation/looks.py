@@ -20,7 +20,10 @@ from gan_mask.errors import GanMaskError
 from gan_mask.evaluation.protocol import batches
 from gan_mask.faces import FaceFinder, align, to_tensors
 from gan_mask.landmarks import FRAMING
+from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder, fingerprint
+
+CLEAN_BATCH = 32  # clean faces that are embedded together
 
 
 @dataclass
@@ -50,14 +53,15 @@ def look(
     detectors: Mapping[str, Detector],
     finder: FaceFinder,
     device: str,
+    names: Sequence[str] = (),
 ) -> Looks:
-    """images: uint8 (H, W, 3). The largest face of each counts."""
+    """images: uint8 (H, W, 3); names: what an error calls them. The largest face of each counts."""
     count = len(images)
     faces = finder.find(list(images))
     rows = [i for i in range(count) if faces[i]]
     seen = Looks(np.array([bool(f) for f in faces]), np.array([bool(len(_hog()(image, 1))) for image in images]))
     crops, landmarks = to_tensors([align(images[i], faces[i][0].landmarks, *FRAMING) for i in rows], device)
-    with torch.no_grad():
+    with torch.no_grad(), contract.naming([names[i] for i in rows] if names else []):
         for name, embedder in embedders.items():
             seen.embedding[name] = _spread(rows, count, embedder(crops, landmarks) if rows else None)
         for name, detector in detectors.items():
@@ -143,7 +147,10 @@ def embed_clean(
             return np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise GanMaskError(f"{path}: damaged ({error}); delete it and run the same command again") from error
-    parts = [embedder(f.to(device), m.to(device)).cpu().numpy() for f, m in batches(photos, index, 32)]
+    parts = []
+    for i, (faces, landmarks) in enumerate(batches(photos, index, CLEAN_BATCH)):
+        with contract.naming(contract.sources(photos, index[i * CLEAN_BATCH : (i + 1) * CLEAN_BATCH])):
+            parts.append(embedder(faces.to(device), landmarks.to(device)).cpu().numpy())
     embeddings = np.concatenate(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as temporary, open(temporary, "wb") as file:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gan_mask import masking
 from gan_mask.evaluation.intervals import Cell, interval, of_auc
+from gan_mask.evaluation.realism import FROZEN
 from gan_mask.faces import read_image
 from gan_mask.pretrained.perceptual import Perceptual
 
@@ -42,8 +43,9 @@ def measure(
     - Frechet and kernel distance (AlexNet): the statistics of FID (Heusel et al. 2017) and KID (Binkowski et al.
       2018) on the spatial means of the last layer of LPIPS's AlexNet, since Inception's weights do not come with a
       package; not comparable with FID and KID. The Frechet distance needs more pictures than features.
-    - realism AUC: how well logistic regression on the same features tells the method's pictures from real ones,
-      5-fold cross-validated over people; 0.5 is indistinguishable.
+    - realism AUC (frozen features): how well logistic regression on the same features tells the method's pictures from
+      real ones, 5-fold cross-validated over people; 0.5 is indistinguishable. Kinder than a network that is trained
+      for it (gan_mask.evaluation.realism).
     """
     reference = np.concatenate([_features(perceptual, part.to(device) / 255) for part in real.split(BATCH)])
     result: dict[str, dict[str, Cell]] = {}
@@ -103,7 +105,7 @@ def _against_real(
 ) -> dict[str, Cell]:
     cells = {
         "kernel distance (AlexNet)": _number(kernel_distance(masked, real), len(masked)),
-        "realism AUC": realism(masked, real, identities, real_identities),
+        FROZEN: realism(masked, real, identities, real_identities),
     }
     if min(len(masked), len(real)) > FEATURES:
         cells["Frechet distance (AlexNet)"] = _number(frechet_distance(masked, real), len(masked))

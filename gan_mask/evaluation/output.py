@@ -25,6 +25,7 @@ def write(
     clean: Clean,
     changed: Mapping[str, Mapping[str, Looks]],
     estimated: Mapping[str, np.ndarray],
+    appearances: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> None:
     files.write_json(e.out / "report.json", report)
     files.write_json(e.out / "cost.json", cost)
@@ -36,6 +37,7 @@ def write(
         for f, t in zip(cells["roc"]["far"], cells["roc"]["tar"], strict=True)
     ]
     _write_csv(e.out / "curves.csv", ["network", "method", "far", "tar"], curves)
+    _write_csv(e.out / "looks.csv", [], _looks_rows(e, appearances))
     if changed:
         by_change = {c: {m: row[c] for m, row in changed.items()} for c in looks.CHANGES}
         rows = [
@@ -73,6 +75,19 @@ def _rows(
     return rows
 
 
+def _looks_rows(e: Experiment, appearances: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """One row per probe and method; empty where nothing could be measured."""
+    rows = []
+    for method, values in appearances.items():
+        for i, index in enumerate(e.probes.index):
+            numbers = {name.replace(" ", "_"): column[i] for name, column in values.items()}
+            rows.append({
+                "probe": e.photos.source(int(index)), "identity": e.photos.person(int(index)), "method": method,
+                **{name: "" if np.isnan(value) else f"{value:.4f}" for name, value in numbers.items()},
+            })  # fmt: skip
+    return rows
+
+
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     columns = columns or list(rows[0])
     with files.replacing(path) as temporary:
@@ -83,12 +98,12 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
             writer.writerows(rows)
 
 
-def table(results: Mapping[str, Mapping[str, Cell]]) -> str:
-    """A row per measure, a column per method; per cent with interval."""
+def table(results: Mapping[str, Mapping[str, Cell]], factor: float = 100, digits: int = 1) -> str:
+    """A row per measure, a column per method; `factor` times the figure, with interval."""
     measures = list(dict.fromkeys(measure for row in results.values() for measure in row))
     width = max(len(measure) for measure in measures) + 2
     lines = [" " * width + "".join(f"{name:>22}" for name in results)]
     for measure in measures:
-        cells = [shown(row.get(measure, NOTHING)) for row in results.values()]
+        cells = [shown(row.get(measure, NOTHING), factor, digits) for row in results.values()]
         lines.append(f"{measure:{width}}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)

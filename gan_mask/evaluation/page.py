@@ -15,14 +15,17 @@ from PIL import Image
 from gan_mask import html
 from gan_mask.evaluation.intervals import Cell
 from gan_mask.evaluation.rates import BASELINES
+from gan_mask.evaluation.realism import TRAINED
 
-FACES = 8  # columns of the picture
-SIDE = 144  # pixels of a face in it
+FACES = 6  # columns of the picture
+SIDE = 320  # px of a face in it, which a click shows larger
+PHOTO_SIDE = 640  # px, likewise, of faces in large photos
 BENIGN = ("none", *BASELINES)
 INK = "#010203"  # in plots; becomes the page's own colour of text, be it light or dark
 # Okabe & Ito's colours, which colour-blind readers tell apart; greys for what is benign.
 COLOURS = {
     "none": "#9aa0a6", "plain": "#7a828a", "dm": "currentColor",
+    "dm-seamless": "#56b4e9",
     "advnoise-dm": "#d55e00", "mf2m": "#0072b2", "generator": "#009e73",
 }  # fmt: skip
 OTHER = "#cc79a7"
@@ -45,7 +48,8 @@ def write(report: Mapping[str, Any], cost: Mapping[str, Any], out: Path) -> None
         colours=COLOURS,
         other_colour=OTHER,
         measures=measures,
-        faces=_faces(report, out),
+        faces=_faces(report.get("pictures", {}).get("faces", {}), out, SIDE),
+        photos=_faces(report.get("looks_on_photos", {}).get("faces", {}), out, PHOTO_SIDE),
         curves={
             name: {"ROC": _roc(cells, report["fars"], f"roc{i}"), "DET": _det(cells, report["fars"], f"det{i}")}
             for i, (name, cells) in enumerate(verification.items())
@@ -54,7 +58,7 @@ def write(report: Mapping[str, Any], cost: Mapping[str, Any], out: Path) -> None
             title: _robustness(rows, f"changes{i}")
             for i, (title, rows) in enumerate(report.get("robustness", {}).items())
         },
-        scatter=_scatters(report.get("naturalness", {}), rates),
+        scatter=_scatters(report.get("looks", {}), rates),
         command=_command(report["command"]),
     )
 
@@ -104,17 +108,16 @@ def _command(options: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------- pictures
 
 
-def _faces(report: Mapping[str, Any], out: Path) -> dict[str, list[str]]:
-    """method -> data URIs of the same few faces."""
-    listed: dict[str, list[str]] = report.get("pictures", {}).get("faces", {})
+def _faces(listed: Mapping[str, list[str]], out: Path, side: int) -> dict[str, list[str]]:
+    """method -> data URIs of the same few faces, side px large, of the listed files in `out`."""
     count = min((len(paths) for paths in listed.values()), default=0)
     chosen = np.linspace(0, count - 1, min(FACES, count)).astype(int)
-    return {method: [_uri(out / paths[i]) for i in chosen] for method, paths in listed.items() if count}
+    return {method: [_uri(out / paths[i], side) for i in chosen] for method, paths in listed.items() if count}
 
 
-def _uri(path: Path) -> str:
+def _uri(path: Path, side: int) -> str:
     with Image.open(path) as image:
-        return html.data_uri(image, SIDE)
+        return html.data_uri(image, side, enlarge=True)
 
 
 # ------------------------------------------------------------------------------------------- plots
@@ -178,14 +181,14 @@ def _robustness(rows: Mapping[str, Mapping[str, Cell]], key: str) -> str:
     return _svg(drawing, key)
 
 
-def _scatters(natural: Mapping[str, Any], rates: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> dict[str, str]:
-    """set -> joint success against LPIPS to DM."""
+def _scatters(looks: Mapping[str, Any], rates: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> dict[str, str]:
+    """set -> joint success against the trained realism AUC, where there is one."""
     result = {}
     for i, (title, table) in enumerate(rates.items()):
         points = {
-            method: (natural[method]["LPIPS to DM"], row["joint success"])
+            method: (looks[method][TRAINED], row["joint success"])
             for method, row in table.items()
-            if "LPIPS to DM" in natural.get(method, {}) and "joint success" in row
+            if TRAINED in looks.get(method, {}) and "joint success" in row
         }
         if points:
             result[title] = _scatter(points, f"scatter{i}")
@@ -194,12 +197,13 @@ def _scatters(natural: Mapping[str, Any], rates: Mapping[str, Mapping[str, Mappi
 
 def _scatter(points: Mapping[str, tuple[Cell, Cell]], key: str) -> str:
     drawing, axes = _drawing(4.6, 3.2)
-    for method, (natural, success) in points.items():
-        (x, left, right), (y, below, above) = _bar(natural), 100 * np.array(_bar(success))
+    for method, (realism, success) in points.items():
+        (x, left, right), (y, below, above) = _bar(realism), 100 * np.array(_bar(success))
         marker = {"fmt": "s", "mfc": "none"} if method in BENIGN else {"fmt": "o"}
         axes.errorbar([x], [y], [[below], [above]], [[left], [right]], color=_colour(method), markersize=6, **marker)
-    axes.set(xlabel="LPIPS to DM (0: the same picture)", ylabel="joint success, %", ylim=(-4, 104))
-    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
+    axes.set(xlabel="realism AUC, trained (0.5: as a bare face)", ylabel="joint success, %", ylim=(-4, 104))
+    axes.set_xlim(min(0.45, axes.get_xlim()[0]), 1.02)
     return _svg(drawing, key)
 
 

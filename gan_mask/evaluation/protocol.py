@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def batches(photos: PreparedSet, index: np.ndarray, size: int) -> Iterator[tuple
 
 def lfw_pairs(path: Path, photos: PreparedSet) -> Pairs:
     """The file of the LFW protocol: `folds pairs`, then per fold mated (name, m, n) and impostor (name, m, name, n)."""
-    position = {Path(photos.source(i)).stem: i for i in range(len(photos))}
+    position = {unicodedata.normalize("NFC", Path(photos.source(i)).stem): i for i in range(len(photos))}
     rows: list[tuple[int, int, bool, int]] = []
     missing = 0
     for fold, same, names in _read_pairs(path):
@@ -105,7 +106,8 @@ def lfw_pairs(path: Path, photos: PreparedSet) -> Pairs:
 
 def _read_pairs(path: Path) -> Iterator[tuple[int, bool, Sequence[str]]]:
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8"))
+        lines = [line.split() for line in text.splitlines() if line.strip()]
         per_fold = 2 * int(lines[0][-1])
     except (OSError, ValueError, IndexError) as error:
         raise GanMaskError(f"--pairs {path}: not a file of LFW pairs ({error})") from error

@@ -12,7 +12,7 @@ from gan_mask.evaluation.looks import Looks
 
 Sets = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # title -> embedders, detectors
 NET = " net of "  # in the name of a difference of two rates
-BASELINES = ("plain", "dm")  # benign: what a mask does without being made against anybody
+BASELINES = ("plain", "dm", "dm-seamless")  # benign: what a mask does without being made against anybody
 
 
 @dataclass

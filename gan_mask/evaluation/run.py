@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import attacks, files, masking, templates
+from gan_mask import attacks, files, templates
 from gan_mask.commands import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.looks import CHANGES, Looks
 from gan_mask.evaluation.protocol import Probes, batches
 from gan_mask.faces import FaceFinder, read_image, to_8_bit
+from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
 
 UNIT = 16  # probes that are masked and looked at together
@@ -36,9 +37,9 @@ class Experiment:
     photos: PreparedSet
     probes: Probes
     methods: dict[str, attacks.Method]
-    bank: Tensor  # (N, 3, h, w): probe i wears template i mod N
+    bank: Tensor | None  # (N, 3, h, w): probe i wears template i mod N; None: the one that suits it best
+    texture_size: tuple[int, int]
     harmonise: bool
-    softness: float
     embedders: dict[str, Embedder]
     detectors: dict[str, Detector]
     changed: np.ndarray  # (C,), rising: the probes that are looked at under every change, too
@@ -56,6 +57,12 @@ class Experiment:
     def paths(self, method: str, rows: slice | None = None) -> list[Path]:
         rows = rows or slice(0, len(self.probes.index))
         return [self.out / "faces" / method / f"{i:05d}.png" for i in range(rows.start, rows.stop)]
+
+    def template(self, faces: Tensor, landmarks: Tensor, rows: slice) -> Tensor:
+        """Of the probes `rows`, which are `faces`: (B, 3, h, w)."""
+        if self.bank is None:
+            return templates.load_all(templates.best(faces, landmarks), self.texture_size)
+        return self.bank[torch.arange(rows.start, rows.stop) % len(self.bank)]
 
     def kept(self, method: str, rows: slice) -> Path:
         return self.out / "cache" / method / f"{rows.start:05d}.npz"
@@ -94,12 +101,15 @@ def work(e: Experiment, process: int, processes: int) -> None:
 def _do(e: Experiment, method: str, rows: slice) -> None:
     cost = write_masked(e, method, rows)
     images = [read_image(path) for path in e.paths(method, rows)]
-    seen = looks.look(images, e.embedders, e.detectors, e.finder, e.device)
-    changed = [images[i - rows.start] for i in e.changed_in(rows)]
+    names = contract.sources(e.photos, e.probes.index[rows])
+    seen = looks.look(images, e.embedders, e.detectors, e.finder, e.device, names)
+    chosen = [int(i) - rows.start for i in e.changed_in(rows)]
+    changed, changed_names = [images[i] for i in chosen], [names[i] for i in chosen]
     path = e.kept(method, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     for i, change in enumerate(CHANGES.values() if changed else ()):
-        under = looks.look([change(image) for image in changed], e.embedders, e.detectors, e.finder, e.device)
+        pictures = [change(image) for image in changed]
+        under = looks.look(pictures, e.embedders, e.detectors, e.finder, e.device, changed_names)
         looks.save(path.with_suffix(f".{i}.npz"), under, {})
     looks.save(path, seen, cost)  # last: its presence says that the unit is done
 
@@ -110,17 +120,18 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
     index = e.probes.index[rows]
     ((face, landmarks),) = batches(e.photos, index, len(index))
     face, landmarks = face.to(e.device), landmarks.to(e.device)
-    template = e.bank[torch.arange(rows.start, rows.stop) % len(e.bank)].to(e.device)
+    template = e.template(face, landmarks, rows).to(e.device)
     if e.harmonise:
         template = templates.harmonise(template, face, landmarks)
     function = e.methods[method]
     started = time.perf_counter()
-    texture = function(face, landmarks, template)
-    masked = face if texture is None else masking.wear(face, landmarks, texture, e.softness)
+    with contract.naming(contract.sources(e.photos, index)):
+        texture = function(face, landmarks, template)
+    masked = function.wear(face, landmarks, texture)
     pictures = to_8_bit(masked)  # waits for the GPU, too
     cost = {"seconds": np.full(len(index), (time.perf_counter() - started) / len(index))}
-    if isinstance(function, attacks.Optimised):
-        cost["iterations"] = function.records.pop().iterations.numpy()
+    if (record := function.record()) is not None:
+        cost["iterations"] = record.iterations.numpy()
     write_pngs(e.paths(method, rows), pictures)
     return cost
 

@@ -12,7 +12,7 @@ from gan_mask import attacks, files, masking, pretrained, templates
 from gan_mask.commands import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.harden.options import HardenConfig
-from gan_mask.networks import GeneratorConfig, load_generator
+from gan_mask.networks import load_generator
 from gan_mask.pretrained.protocol import Detector
 from gan_mask.surrogates import Surrogates
 
@@ -23,15 +23,14 @@ def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, method: 
     if path.is_file():
         return np.load(path, allow_pickle=False)
     generator = load_generator(current_checkpoint(c, number)) if method == "generator" else None
-    options = attacks.Options(steps=c.attack_steps, seed=c.seed + number)
+    options = attacks.Options(steps=c.attack_steps, seed=c.seed + number, placement="paper")
     function = attacks.method(method, generator, surrogates_of(c, detector) if method in attacks.OPTIMISED else None,
                               options)  # fmt: skip
     texture_size = generator.texture_size if generator else masking.TEXTURE
-    softness = (generator.config if generator else GeneratorConfig()).softness
     bank = templates.load_all(c.templates, texture_size)
     rng = np.random.default_rng((c.seed, number, attacks.METHODS.index(method)))
     index = rng.integers(len(photos), size=c.pool)
-    pool = faced_masks(photos, index, function, bank, c.own_templates, softness, rng, f"round {number}: {method}")
+    pool = faced_masks(photos, index, function, bank, c.own_templates, rng, f"round {number}: {method}")
     with files.replacing(path) as temporary, open(temporary, "wb") as f:
         np.save(f, pool)
     return pool
@@ -39,7 +38,7 @@ def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, method: 
 
 def faced_masks(
     photos: PreparedSet, index: np.ndarray, function: attacks.Method, bank: Tensor, own_templates: float,
-    softness: float, rng: np.random.Generator, title: str,
+    rng: np.random.Generator, title: str,
 ) -> np.ndarray:  # fmt: skip
     """The faces `index` (N,) of the set with the method's masks on, as they would be saved: uint8 (N, 3, S, S).
 
@@ -51,8 +50,7 @@ def faced_masks(
         face, landmarks = (torch.stack([item[key] for item in items]) for key in ("face", "landmarks"))
         template = torch.stack([draw_template(photos, bank, own_templates, rng) for _ in items])
         with torch.no_grad():
-            texture = function(face, landmarks, template)
-            worn = face if texture is None else masking.wear(face, landmarks, texture, softness)
+            worn = function.wear(face, landmarks, function(face, landmarks, template))
         result.append((worn * 255).round().clamp(0, 255).byte().numpy())
     return np.concatenate(result)
 

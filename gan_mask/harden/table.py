@@ -31,7 +31,7 @@ from gan_mask.harden import pictures
 from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
 from gan_mask.harden.pools import faced_masks
-from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.networks import Generator, load_generator
 from gan_mask.pretrained.protocol import Detector
 from gan_mask.pretrained.thresholds import far_thresholds
 from gan_mask.surrogates import Surrogates
@@ -91,8 +91,7 @@ def rows_of(
 
     def faced(names: Sequence[str], method: attacks.Method, own: float = 0.0, net: Generator | None = None) -> Any:
         bank = templates.load_all(names, net.texture_size if net else masking.TEXTURE)
-        softness = (net.config if net else GeneratorConfig()).softness
-        return lambda i: faced_masks(photos, i, method, bank, own, softness, np.random.default_rng(c.seed), "masks")
+        return lambda i: faced_masks(photos, i, method, bank, own, np.random.default_rng(c.seed), "masks")
 
     def ordinary(index: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(c.seed)
@@ -101,14 +100,16 @@ def rows_of(
         return (torch.stack(worn) * 255).round().byte().numpy()
 
     rows += [
-        Row("plain", "ordinary", faced(["plain"], attacks.dm), probes.index),
-        Row("cloth", "ordinary", faced(["cloth"], attacks.dm), probes.index),
+        Row("plain", "ordinary", faced(["plain"], attacks.Method(attacks.dm)), probes.index),
+        Row("cloth", "ordinary", faced(["cloth"], attacks.Method(attacks.dm)), probes.index),
         Row("random ordinary masks", "ordinary", ordinary, probes.index),
-        Row("dm", "faced", faced(shown, attacks.dm), probes.index),
-        Row("dm, faces of other people of the set", "faced", faced(shown, attacks.dm, 1.0), probes.index),
+        Row("dm", "faced", faced(shown, attacks.Method(attacks.dm)), probes.index),
+        Row(
+            "dm, faces of other people of the set", "faced", faced(shown, attacks.Method(attacks.dm), 1.0), probes.index
+        ),
     ]
     loaded = [pretrained.load_embedder(name) for name in c.embedders[:1]]
-    options = attacks.Options(steps=c.attack_steps, seed=c.seed)
+    options = attacks.Options(steps=c.attack_steps, seed=c.seed, placement="paper")
     attacks_on: list[tuple[str, list[Callable[[Tensor], tuple[Tensor, Tensor]]], str]] = [
         ("faced", [before], ""),
         ("adaptive", [after], " against the hardened detector"),
@@ -123,7 +124,7 @@ def rows_of(
         for checkpoint in checkpoints:
             net = load_generator(checkpoint)
             name = f"generator {Path(checkpoint).name}" + (" (adaptive)" if kind == "adaptive" else "")
-            rows.append(Row(name, kind, faced(shown, net.texture, net=net), probes.index))
+            rows.append(Row(name, kind, faced(shown, attacks.method("generator", net), net=net), probes.index))
     return rows
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gan_mask.errors import GanMaskError
+from gan_mask.pretrained import contract
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from gan_mask.pretrained.perceptual import Perceptual
     from gan_mask.pretrained.protocol import Detector, Embedder
 
-T = TypeVar("T")
+T = TypeVar("T", bound="torch.nn.Module")
 
 
 def load_embedder(name: str, device: str | torch.device = "cpu") -> Embedder:
@@ -39,10 +40,15 @@ def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
             f"{name}: an ONNX network is named by its sidecar, the JSON file that says how pictures are shown to it, "
             f"such as {sidecar}; its keys are described in gan_mask.pretrained.onnx and docs/extending.md"
         )
-    family = "onnx:SIDECAR.json" if name.startswith("onnx:") else name
+    prefix, colon, _ = name.partition(":")
+    family = next((key for key in known if colon and key.startswith(f"{prefix}:")), name)
     if family not in known:
         raise GanMaskError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
-    return known[family](name)
+    network = known[family](name)
+    contract.watch(network, name)
+    if kind != "perceptual distance":
+        contract.check(network, name, embeds=kind == "embedder")
+    return network
 
 
 # Imports wait until a network is asked for: each family needs packages of its own.
@@ -52,6 +58,18 @@ def _dlib(name: str) -> Embedder:
     from gan_mask.pretrained.dlib_resnet import load
 
     return load()
+
+
+def _sface(name: str) -> Embedder:
+    from gan_mask.pretrained.sface import load
+
+    return load()
+
+
+def _insightface(name: str) -> Embedder:
+    from gan_mask.pretrained.insightface import load
+
+    return load(name.removeprefix("insightface:"))
 
 
 def _facenet(name: str) -> Embedder:
@@ -92,8 +110,10 @@ def _lpips(name: str) -> Perceptual:
 
 EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
     "dlib": _dlib,
+    "sface": _sface,
     "facenet-vggface2": _facenet,
     "facenet-casia-webface": _facenet,
+    "insightface:PACK": _insightface,
     "onnx:SIDECAR.json": _onnx_embedder,
 }
 DETECTORS: dict[str, Callable[[str], Detector]] = {

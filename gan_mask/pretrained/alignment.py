@@ -8,6 +8,10 @@ from torch import Tensor
 
 from gan_mask import landmarks as lm
 
+# ArcFace's template: eyes, nose tip and mouth corners in a chip of 112 x 112.
+ARCFACE = torch.tensor(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+)
 FINEST = 4  # at most 4 x 4 samples per chip pixel
 
 

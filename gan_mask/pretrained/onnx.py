@@ -7,7 +7,8 @@ Keys of every sidecar (lists as JSON lists; sizes are [height, width]):
     mean, std        three numbers each, on 0..255, in the network's channel order: input = (255 x - mean) / std
     channel_order    "RGB" or "BGR"
   and optionally
-    sha256, source, licence, training_data
+    sha256           of the file; of `cat FILE EXTERNAL...` where its weights lie in files beside it
+    source, licence, training_data
 An "embedder" adds
     template         the five points (eyes, nose tip, mouth corners; left and right as seen) in the chip, pixels
     thresholds       optional: {"cosine": {"0.01": ..., "0.001": ...}, "provenance": {...}}
@@ -30,6 +31,7 @@ A "classifier" adds
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,28 +141,118 @@ def read_sidecar(path: str | Path, *kinds: str) -> dict[str, Any]:
 def file_of(path: Path, sidecar: dict[str, Any]) -> Path:
     """The ONNX file that the sidecar at `path` names: beside it, or where `weights.find` looks."""
     beside = path.parent / sidecar["file"]
-    return beside if beside.is_file() else weights.find(sidecar["file"], sidecar.get("sha256"))
+    return beside if beside.is_file() else weights.find(sidecar["file"])
+
+
+def read_model(file: Path) -> Any:
+    """The ONNX file as an onnx.ModelProto. Raises GanMaskError when it is damaged or something else."""
+    import onnx
+
+    try:
+        return onnx.load(str(file))
+    except Exception as error:  # protobuf and onnx raise their own kinds
+        raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of an ONNX file, with its weights: `cat FILE EXTERNAL... | sha256sum`, in the order of their names."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    graph = onnx.load(str(file), load_external_data=False).graph
+    tensors = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.HasField("t"))]
+    kept_in = [
+        entry.value for t in tensors if uses_external_data(t) for entry in t.external_data if entry.key == "location"
+    ]
+    return files.sha256(file, *(file.parent / name for name in sorted(set(kept_in))))
+
+
+def inputs_of(model: Any) -> list[Any]:
+    """The onnx.ValueInfoProtos of what is to be given; older files list their weights as inputs, too."""
+    stored = {i.name for i in model.graph.initializer}
+    return [i for i in model.graph.input if i.name not in stored]
+
+
+def to_torch(model: Any, file: Path, example: Tensor) -> tuple[nn.Module, list[list[int]]]:
+    """An onnx.ModelProto as a torch module in eval mode, and the shapes of its outputs for `example` [2,3,H,W].
+
+    Run row by row, with a note, if it was exported for one row. `file` is what to call it in the GanMaskError.
+    """
+    from onnx2torch import convert
+
+    _check_input(model, file)
+    try:
+        net = convert(model).eval()
+    except Exception as error:  # onnx and onnx2torch raise their own kinds
+        raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
+    with torch.no_grad():
+        try:
+            alone = _outputs(RowByRow(net)(example))
+        except Exception as error:  # whatever an operation says about a shape that it was not made for
+            raise GanMaskError(f"{file}: does not take a picture of {list(example.shape[1:])} ({error})") from error
+        try:
+            together = _outputs(net(example))
+        except Exception:
+            together = []
+    shapes = [list(output.shape) for output in alone]
+    if any(shape[:1] != [2] for shape in shapes):
+        raise GanMaskError(f"{file}: a row of answers per picture expected, found {shapes} for two pictures")
+    if shapes == [list(output.shape) for output in together] and all(map(_alike, alone, together)):
+        return net, shapes
+    print(f"note: {file}: exported for one picture at a time, so it is run row by row", file=sys.stderr)
+    return RowByRow(net), shapes
+
+
+def _check_input(model: Any, file: Path) -> None:
+    from onnx import TensorProto
+
+    inputs = inputs_of(model)
+    if len(inputs) != 1:
+        raise GanMaskError(f"{file}: one input expected, it has {', '.join(i.name for i in inputs) or 'none'}")
+    tensor = inputs[0].type.tensor_type
+    if tensor.elem_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise GanMaskError(f"{file}: its input is {kind}; float32 is expected: export it in float32")
+    sides = [d.dim_value for d in tensor.shape.dim]  # 0 where a side is left open
+    if len(sides) == 4 and sides[3] == 3 and sides[1] != 3:
+        raise GanMaskError(
+            f"{file}: its input is NHWC, {sides[1]} x {sides[2]} x 3; NCHW is expected: export it so "
+            f"(tf2onnx: --inputs-as-nchw {inputs[0].name})"
+        )
+
+
+def _outputs(output: Any) -> list[Tensor]:
+    return list(output) if isinstance(output, (list, tuple)) else [output]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    size = float(a.nan_to_num(0, 0, 0).abs().max())
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * size, equal_nan=True)
+
+
+class RowByRow(nn.Module):
+    """A network that takes one picture at a time."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, pictures: Tensor) -> Any:
+        rows = [_outputs(self.net(picture)) for picture in pictures.split(1)]
+        outputs = [torch.cat(parts) for parts in zip(*rows, strict=True)]
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _network(path: Path, sidecar: dict[str, Any]) -> tuple[nn.Module, str, list[list[int]]]:
     """The ONNX file that the sidecar at `path` names, as a torch module; its SHA-256; shapes of its outputs for two."""
     file, expected = file_of(path, sidecar), sidecar.get("sha256")
-    digest = files.sha256(file)
+    model = read_model(file)
+    digest = checksum(file)
     if expected and digest != expected:
         raise GanMaskError(f"{file}: SHA-256 is {digest}, but {path} expects {expected}; damaged or another version")
-    import onnx
-    from onnx2torch import convert
-
-    try:
-        net = convert(onnx.load(str(file))).eval()
-    except Exception as error:  # protobuf, onnx and onnx2torch each raise their own kinds
-        raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
-    try:
-        with torch.no_grad():
-            outputs = net(torch.zeros(2, 3, *sidecar["size"]))
-    except Exception as error:  # whatever an operation says about a shape that it was not made for
-        raise GanMaskError(f"{file}: does not take a batch of two at the 'size' of {path} ({error})") from error
-    return net, digest, [list(o.shape) for o in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+    pictures = torch.rand(2, 3, *sidecar["size"], generator=torch.Generator().manual_seed(0))
+    net, shapes = to_torch(model, file, Normalise(sidecar)(pictures))
+    return net, digest, shapes
 
 
 class Normalise(nn.Module):

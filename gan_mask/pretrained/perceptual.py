@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gan_mask import weights
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import read_safetensors
+from gan_mask.files import read_safetensors
 from gan_mask.pretrained.protocol import Frozen
 
 TRUNK = "alexnet_features.safetensors"
@@ -36,7 +36,7 @@ class Perceptual(Frozen):
 
 
 def load() -> Perceptual:
-    """Raises GanMaskError when AlexNet's trunk is neither on disk nor downloadable."""
+    """Raises MissingWeights when AlexNet's trunk is neither on disk nor downloadable."""
     trunk = _trunk()
     import lpips
 
@@ -55,11 +55,11 @@ def _trunk() -> dict[str, Tensor]:
     """AlexNet's convolutions under torchvision's keys: our small file, else torchvision's own."""
     try:
         path = weights.find(TRUNK)
-    except GanMaskError as missing:
+    except weights.MissingWeights as missing:
         try:
             path = weights.find(WHOLE)
-        except GanMaskError as error:
-            raise GanMaskError(f"{missing} Instead of it: {error}") from None
+        except weights.MissingWeights as error:
+            raise weights.MissingWeights(f"{missing} Instead of it: {error}") from None
         try:
             return dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load raises many kinds on a damaged file

@@ -12,6 +12,7 @@ from gan_mask import files
 from gan_mask.errors import GanMaskError
 
 FARS = (0.01, 0.001)
+FURTHER = (0.0001,)  # where there are pairs enough
 SHIPPED = Path(__file__).parent.parent / "assets" / "thresholds"
 CALIBRATED = Path.home() / ".cache" / "gan_mask" / "thresholds"
 BINS_PER_UNIT = 100_000  # cosine similarities are counted in steps of 1e-5
@@ -39,13 +40,13 @@ def checked(value: Any, where: str) -> dict[str, float]:
 
 
 def far_thresholds(
-    embeddings: Tensor, identities: Tensor, fars: tuple[float, ...] = FARS
+    embeddings: Tensor, identities: Tensor, fars: tuple[float, ...] = FARS, further: tuple[float, ...] = ()
 ) -> tuple[dict[str, float], int]:
     """Thresholds over all cross-identity pairs of embeddings [N,D] (unit length) with identities [N].
 
     A pair is accepted when its cosine >= threshold. Returns (FAR as text -> the smallest such threshold at
     steps of 1e-5 whose FAR is at most the stated one, number of pairs). At least ten false accepts
-    must be expected at each FAR, otherwise GanMaskError.
+    must be expected at each FAR, otherwise GanMaskError; a FAR of `further` is then left out instead.
     """
     counts = torch.zeros(2 * BINS_PER_UNIT + 1, dtype=torch.int64)
     for start in range(0, len(embeddings), BLOCK):
@@ -62,7 +63,7 @@ def far_thresholds(
         raise GanMaskError(f"{total} impostor pairs are too few for FAR {min(fars):g}; at least {needed} are needed")
     accepted = counts.flip(0).cumsum(0).flip(0)  # pairs in this bin or above
     result = {}
-    for far in fars:
+    for far in (*fars, *(far for far in further if total >= round(10 / far))):
         edge = int((accepted > far * total).sum())  # the first bin from which on few enough pairs lie
         result[f"{far:g}"] = round(edge / BINS_PER_UNIT - 1, 5)
     return result, total

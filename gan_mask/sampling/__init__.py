@@ -1,9 +1,9 @@
-"""A folder of photos in, masked copies out: python sample.py --faces DIR --out DIR --checkpoint CHECKPOINT
+"""A folder of photos (or one photo) in, masked copies out: python sample.py --faces DIR --out DIR
 
 Every face of every photo (or only the largest) wears a mask, at the photo's full size. OUT receives
 
 - each masked photo under the same relative path and name, tagged as not an original photograph;
-- results.csv, one row per face, and one per photo that has none or cannot be read;
+- results.csv, one row per face, and one per photo that has none, or cannot be read or written;
 - overview.png, unmasked and masked faces side by side.
 
 `similarity` in the table is the cosine between the embeddings of the clean face and of the masked

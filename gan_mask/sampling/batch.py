@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from gan_mask import photo_files
-from gan_mask.faces import Face, read_image
+from gan_mask.faces import Face, UnreadableImage, read_image
+from gan_mask.photo_files import UnwritableImage
+from gan_mask.sampling.folder import Targets
 from gan_mask.sampling.sampler import FAR, Photo, Row, Sampler
 
 
-def process(sampler: Sampler, photos: Sequence[Photo], stems: Counter[str]) -> dict[str, list[Row]]:
+def process(sampler: Sampler, photos: Sequence[Photo], targets: Mapping[str, Targets]) -> dict[str, list[Row]]:
     """Mask the photos, write them, look at what was written; rows per photo."""
     start = time.perf_counter()
     sampler.find_faces(photos)
@@ -23,11 +23,13 @@ def process(sampler: Sampler, photos: Sequence[Photo], stems: Counter[str]) -> d
     clean = [(photo.image, face) for photo in with_faces for face in photo.faces]
     rows: dict[str, list[Row]] = {p.name: [{"photo": p.name, "status": "no face"}] for p in photos if not p.faces}
     if clean:
-        before = sampler.look_at(clean)
+        before = sampler.look_at(clean, [photo.name for photo in with_faces for _ in photo.faces])
         sampler.wear(with_faces)
         for photo in with_faces:
-            rows[photo.name] = write(sampler, photo, stems)
-        score(sampler, with_faces, rows, *before)
+            rows[photo.name] = write(sampler, photo, targets[photo.name])
+        is_written = [rows[photo.name][0]["status"] == "ok" for photo in with_faces for _ in photo.faces]
+        of_written = [{name: values[is_written] for name, values in looks.items()} for looks in before]
+        score(sampler, [p for p in with_faces if rows[p.name][0]["status"] == "ok"], rows, *of_written)
     seconds = (time.perf_counter() - start) / len(photos)
     for photo in photos:
         for row in rows[photo.name]:
@@ -35,24 +37,31 @@ def process(sampler: Sampler, photos: Sequence[Photo], stems: Counter[str]) -> d
     return rows
 
 
-def write(sampler: Sampler, photo: Photo, stems: Counter[str]) -> list[Row]:
-    """Write the masked photo; one row per face."""
+def write(sampler: Sampler, photo: Photo, targets: Targets) -> list[Row]:
+    """Write the masked photo; one row per face, or one that says why the photo was not written."""
+    try:
+        return _write(sampler, photo, targets)
+    except UnreadableImage as error:  # it was there a moment ago
+        return [{"photo": photo.name, "status": "unreadable", "note": error.reason}]
+    except UnwritableImage as error:
+        return [{"photo": photo.name, "status": "not written", "note": error.reason}]
+
+
+def _write(sampler: Sampler, photo: Photo, targets: Targets) -> list[Row]:
     original = photo_files.read_original(sampler.source / photo.name)
-    target, note = photo.name, ""
+    target, note = targets.same, ""
     if not original.keeps_format:
-        stem = os.path.splitext(photo.name)[0]
-        target = f"{stem}.png" if stems[stem] == 1 else f"{photo.name}.png"
+        target = targets.png
         reason = "only the first picture of an animation" if original.frames > 1 else f"{original.format} holds no tag"
         note = f"written as PNG ({reason})"
+    notes = [", ".join(filter(None, (note, face.doubt))) for face in photo.faces]
     named = dict.fromkeys(photo.worn[index]["template"] for index in range(len(photo.faces)))
     tag = photo_files.provenance(sampler.method_name, sampler.checkpoint, ",".join(named))
-    path = sampler.out / target
-    path.parent.mkdir(parents=True, exist_ok=True)
-    photo_files.write(photo.image, path, original, tag)
+    photo_files.write(photo.image, sampler.out / target, original, tag)
     return [
         {
             "photo": photo.name, "status": "ok", "written": target, "face": index,
-            "box": " ".join(f"{edge:.1f}" for edge in face.box), "note": note, **photo.worn[index],
+            "box": " ".join(f"{edge:.1f}" for edge in face.box), "note": notes[index], **photo.worn[index],
         }
         for index, face in enumerate(photo.faces)
     ]  # fmt: skip
@@ -65,7 +74,7 @@ def score(
     before: dict[str, Tensor],
     logits: dict[str, Tensor],
 ) -> None:
-    """Complete the rows with what the networks make of the written files."""
+    """Complete the rows of written photos with what the networks make of the files."""
     written = [read_image(sampler.out / rows[photo.name][0]["written"]) for photo in photos]
     found = sampler.finder.find(written)
     flat = [row for photo in photos for row in rows[photo.name]]
@@ -75,7 +84,8 @@ def score(
         for face in photo.faces
     ]
     positions = [i for i, (_, face) in enumerate(again) if face is not None]
-    after = sampler.look_at([again[i] for i in positions]) if positions else ({}, {})  # type: ignore[misc]
+    names = [flat[i]["photo"] for i in positions]
+    after = sampler.look_at([again[i] for i in positions], names) if positions else ({}, {})  # type: ignore[misc]
     for i, row in enumerate(flat):
         row["face_found_after"] = int(again[i][1] is not None)
         for name, values in logits.items():

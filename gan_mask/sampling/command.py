@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import gan_mask
-from gan_mask import attacks, commands, config, files, sampling
+from gan_mask import attacks, commands, config, files, masking, sampling
 from gan_mask.config import FRACTION, SEED, Range
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage
 from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.sampling.batch import process
-from gan_mask.sampling.folder import Journal, check_folders, find_photos
-from gan_mask.sampling.output import print_summary, write_gallery, write_overview, write_table
+from gan_mask.sampling.folder import (
+    GALLERY,
+    OVERVIEW,
+    TABLE,
+    Journal,
+    check_folders,
+    find_photos,
+    find_targets,
+    old_copies,
+)
+from gan_mask.sampling.output import print_old_copies, print_summary, write_gallery, write_overview, write_table
 from gan_mask.sampling.sampler import Photo, Row, Sampler, checkpoint_of, load
 
 T = TypeVar("T")
@@ -29,36 +36,35 @@ BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (m
 
 def sample(args: argparse.Namespace) -> list[Row]:
     """Do what the command says; the rows of results.csv."""
-    check_folders(Path(args.faces), Path(args.out))
+    folder = check_folders(Path(args.faces), Path(args.out))
     with files.locked(args.out):
-        return _sample(args)
+        return _sample(args, folder)
 
 
-def _sample(args: argparse.Namespace) -> list[Row]:
+def _sample(args: argparse.Namespace, folder: Path) -> list[Row]:
     source, out = Path(args.faces), Path(args.out)
     names, problems = find_photos(source)
     if not names:
         raise GanMaskError(f"--faces {source}: no image files in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    if "overview.png" in names:
-        raise GanMaskError(f"{source / 'overview.png'}: this command writes a picture of that name; rename the photo")
     sampler = load(args)
     files.remove_leftovers(out)
-    journal = Journal(out, source, settings(args, sampler))
-    todo = [name for name in names if not journal.finished(name)]
+    journal = Journal(out, folder, settings(args, sampler))
+    targets = find_targets(names)
+    todo = [name for name in names if not journal.finished(name, targets[name])]
     if len(todo) < len(names):
         print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
-    stems = Counter(os.path.splitext(name)[0] for name in names)
     with commands.Progress(total=len(todo), desc="photos", unit="photo") as bar:
         for batch, unreadable in ahead(batches(sampler, todo)):
-            rows = process(sampler, batch, stems) if batch else {}
+            rows = process(sampler, batch, targets) if batch else {}
             journal.add(rows | unreadable)
             bar.update(len(rows) + len(unreadable))
     rows_of_all = [row for name in names for row in journal.entries[name]["rows"]] + problems
-    write_table(out / "results.csv", rows_of_all, sampler)
-    write_overview(out / "overview.png", rows_of_all, sampler)
+    write_table(out / TABLE, rows_of_all, sampler)
+    write_overview(out / OVERVIEW, rows_of_all, sampler)
     if args.show:
-        write_gallery(out / "gallery.html", rows_of_all, sampler)
+        write_gallery(out / GALLERY, rows_of_all, sampler)
     print_summary(rows_of_all, sampler)
+    print_old_copies(old_copies(out, {row["written"] for row in rows_of_all if "written" in row}), out)
     return rows_of_all
 
 
@@ -99,7 +105,7 @@ def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
         folder = checkpoint_of(args)
         values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
     values["networks"] = [fingerprint(n, net) for n, net in (*sampler.embedders.items(), *sampler.detectors.items())]
-    if args.template and Path(args.template).is_file():
+    if Path(args.template).is_file():
         values["template_file"] = files.sha256(args.template)
     return values
 
@@ -112,7 +118,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--faces",
         required=True,
-        help="folder of photos, searched with its subfolders; it is never written to; required",
+        help="folder of photos, searched with its subfolders, or one photo; never written to; required",
     )
     add("--out", required=True, help="folder for the masked photos, results.csv and overview.png; required")
     add("--show", action="store_true", help="write OUT/gallery.html, too: a slider between before and after per face")
@@ -128,12 +134,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--method",
         default="generator",
-        choices=[m for m in attacks.METHODS if m != "none"],
+        choices=[m for m in attacks.METHODS if m not in ("none", "dm-seamless")],  # dm is seamless by --placement
         help="what makes the masks (default: generator)",
     )
     add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
-    add("--template", help="what the mask shows: a shipped template, a face photo, 'random', or 'match': for each face "
-        "the shipped one nearest in skin tone and pose (default: the checkpoint's)")  # fmt: skip
+    add("--template", default="match", help="what the mask shows: a shipped template, a photo, 'random', or 'match': "
+        "for each face the shipped one nearest in pose, expression and skin (default: match)")  # fmt: skip
+    add("--placement", default="seamless", choices=masking.PLACEMENTS, help="'seamless' clones the mask into the "
+        "face, 'paper' lays it over; a generator has the one that it was trained with (default: seamless)")  # fmt: skip
     add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
     add(
         "--seed",

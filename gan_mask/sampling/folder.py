@@ -4,55 +4,117 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
-from typing import Any
+import unicodedata
+from collections import Counter
+from collections.abc import Container, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from gan_mask import files
+from gan_mask import files, photo_files
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import IMAGE_SUFFIXES
+from gan_mask.faces import UnreadableImage
+from gan_mask.photo_source import walk
 from gan_mask.sampling.sampler import Row
 
 JOURNAL = ".sample.jsonl"  # in OUT: the settings, then one line per finished photo
+TABLE, OVERVIEW, GALLERY = OURS = ("results.csv", "overview.png", "gallery.html")  # beside the photos in OUT
 
 
-def find_photos(folder: Path) -> tuple[list[str], list[Row]]:
-    """Relative paths of all image files below `folder`, sorted, and rows for folders that cannot be listed.
+class Targets(NamedTuple):
+    """Where in OUT the masked copy of a photo goes."""
 
-    Links are followed, each folder is visited once (links may form a loop).
+    same: str  # if it keeps its format
+    png: str  # if it does not
+
+
+def find_photos(source: Path) -> tuple[list[str], list[Row]]:
+    """Relative paths of all photos below a folder, sorted, and rows for folders that cannot be listed.
+
+    Of a single photo: its name.
     """
-    photos: list[str] = []
+    if source.is_file():
+        return [source.name], []
     problems: list[Row] = []
-    visited = set()
 
     def unlisted(error: OSError) -> None:
-        name = Path(error.filename).relative_to(folder).as_posix()
+        name = Path(error.filename).relative_to(source).as_posix()
         problems.append({"photo": name, "status": "unreadable", "note": f"folder cannot be listed ({error.strerror})"})
 
-    for root, folders, names in os.walk(folder, onerror=unlisted, followlinks=True):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders.sort()
-        photos += [
-            (Path(root) / name).relative_to(folder).as_posix()
-            for name in names
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(photos), problems
+    return sorted(path for path, _ in walk(source, unlisted)), problems
 
 
-def check_folders(source: Path, out: Path) -> None:
-    if not source.is_dir():
-        raise GanMaskError(f"--faces {source}: no such folder")
-    inner, outer = source.resolve(), out.resolve()
-    if inner == outer or inner in outer.parents or outer in inner.parents:
+def find_targets(names: Sequence[str]) -> dict[str, Targets]:
+    """Where each photo's masked copy goes: no two to one file, and none to a file or folder that is something else.
+
+    Also where OUT tells neither case nor Unicode forms apart. A photo keeps its name if nothing is in its way.
+    """
+    stems = Counter(_alike(os.path.splitext(name)[0]) for name in names)
+    taken = {_alike(str(folder)) for name in names for folder in PurePosixPath(name).parents}
+    taken |= set(OURS)
+    same = {name: _free(name, taken) for name in names}
+    targets = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        png = f"{stem}.png" if stems[_alike(stem)] == 1 else f"{name}.png"
+        targets[name] = Targets(same[name], same[name] if suffix.lower() == ".png" else _free(png, taken))
+    return targets
+
+
+def _alike(name: str) -> str:
+    """The same for names that are one file on some file systems."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`name`, with a number where it is taken, shortened where it is too long; takes it."""
+    first, *rest = name.split("/")
+    if rest and _alike(first) in OURS:  # a folder
+        name = "/".join([f"{first}-photos", *rest])
+    folder, slash, last = name.rpartition("/")
+    stem, suffix = os.path.splitext(last)
+    count, ending = 1, suffix
+    while _alike(candidate := f"{folder}{slash}{_cut(stem, ending)}{ending}") in taken:
+        count += 1
+        ending = f"-{count}{suffix}"
+    taken.add(_alike(candidate))
+    return candidate
+
+
+def _cut(stem: str, ending: str) -> str:
+    """As much of `stem` as a file's name holds before `ending`."""
+    while len(os.fsencode(stem + ending)) > files.NAME_BYTES:
+        stem = stem[:-1]
+    return stem
+
+
+def check_folders(source: Path, out: Path) -> Path:
+    """Makes `out`; the folder that photos' names are relative to. Refuses where originals could be written to."""
+    if not source.exists():
+        raise GanMaskError(f"--faces {source}: no such folder or photo")
+    folder = source if source.is_dir() else source.parent
+    inner, outer = folder.resolve(), out.resolve()
+    nested = source.is_dir() and (inner in outer.parents or outer in inner.parents)
+    if inner == outer or nested:
         raise GanMaskError(f"--out {out} and --faces {source} must be apart: the originals are never written to")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GanMaskError(f"--out {out}: cannot be made ({error.strerror})") from error
+    return folder
+
+
+def old_copies(out: Path, written: Container[str]) -> list[str]:
+    """Masked copies in `out`, by their tag, that are not among `written`: their photo is gone, or they were made
+    under other names. Sorted."""
+    found = sorted(path for path, _ in walk(out, lambda _: None) if path not in written and path != OVERVIEW)
+    return [path for path in found if _is_ours(out / path)]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return photo_files.read_provenance(path) is not None
+    except UnreadableImage:
+        return False
 
 
 class Journal:
@@ -77,12 +139,15 @@ class Journal:
                     break
         return lines
 
-    def finished(self, name: str) -> bool:
-        """Whether `name` is done, unchanged since, and its masked copy still there."""
+    def finished(self, name: str, targets: Targets) -> bool:
+        """Whether `name` is done, unchanged since, and its masked copy still there, at one of `targets`."""
         entry = self.entries.get(name)
         if entry is None or entry["version"] != self._version(name):
             return False
-        return all((self.folder / row["written"]).is_file() for row in entry["rows"] if "written" in row)
+        if any(row["status"] == "not written" for row in entry["rows"]):
+            return False
+        written = {row["written"] for row in entry["rows"] if "written" in row}
+        return written <= set(targets) and all((self.folder / name).is_file() for name in written)
 
     def add(self, rows: dict[str, list[Row]]) -> None:
         for name, found in rows.items():

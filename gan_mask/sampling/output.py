@@ -14,7 +14,8 @@ from gan_mask.faces import read_image
 from gan_mask.sampling.sampler import FAR, Row, Sampler
 
 PAIRS = 24  # faces on the overview
-GALLERY = 200  # faces in the gallery, about 50 kB each
+IN_GALLERY = 200  # faces in the gallery, about 50 kB each
+FAILED = ("unreadable", "not written")  # statuses of photos whose row has a note
 
 
 def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
@@ -23,7 +24,7 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
         columns += [f"similarity_{name}", f"threshold_{name}"]
     for name in sampler.detectors:
         columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
-    if isinstance(sampler.method, attacks.Optimised):
+    if sampler.method_name in attacks.OPTIMISED:
         columns += ["iterations", "attack_seconds"]
     columns += ["seconds", "note"]
     with files.replacing(path) as temporary:
@@ -47,7 +48,7 @@ def write_gallery(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
     """A page with a slider between each unmasked and masked face."""
     from gan_mask import gallery  # needs jinja2
 
-    pairs, title = _pairs(rows, sampler, GALLERY)
+    pairs, title = _pairs(rows, sampler, IN_GALLERY)
     gallery.write(pairs, title, path)
     print(f"gallery: {path}")
 
@@ -86,17 +87,28 @@ def _window(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int,
     return left, top, left + side, top + side
 
 
+def print_old_copies(names: Sequence[str], out: Path) -> None:
+    """They are never removed: nobody knows what they are still wanted for."""
+    if names:
+        shown = ", ".join(map(commands.printable, names[:10])) + (", ..." if len(names) > 10 else "")
+        print(
+            f"{len(names)} older masked copies in {out} are of no photo of this run (gone, renamed, or without a face "
+            f"now), and in no table: {shown}. Delete them if nobody needs them"
+        )
+
+
 def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
     masked = [row for row in rows if row["status"] == "ok"]
     found = [row for row in masked if row["face_found_after"]]
-    count = {status: sum(row["status"] == status for row in rows) for status in ("no face", "unreadable")}
+    count = {status: sum(row["status"] == status for row in rows) for status in ("no face", *FAILED)}
     print(
         f"\n{len({row['photo'] for row in masked})} photos masked ({len(masked)} faces), "
         f"{count['no face']} without a face, {count['unreadable']} unreadable"
+        + (f", {count['not written']} not written" if count["not written"] else "")
     )
     for row in rows:
-        if row["status"] == "unreadable":
-            print(f"  unreadable: {commands.printable(row['photo'])}: {row['note']}")
+        if row["status"] in FAILED:
+            print(f"  {row['status']}: {commands.printable(row['photo'] + ': ' + row['note'])}")
     if masked:
         print(f"face found in the written file: {len(found)} of {len(masked)}")
     for name in sampler.embedders if found else ():

@@ -6,7 +6,6 @@ import argparse
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from gan_mask import attacks, masking, pretrained, templates
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import Face, FaceFinder, align, read_image, to_8_bit, to_tensors
+from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
 from gan_mask.landmarks import FRAMING
-from gan_mask.networks import OWN, SHIPPED, Generator, GeneratorConfig, load_generator
+from gan_mask.networks import OWN, SHIPPED, GeneratorConfig, load_generator
+from gan_mask.photos import wear_on_photo
+from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
 from gan_mask.surrogates import Surrogates
 
@@ -86,57 +87,45 @@ class Sampler:
     def wear(self, photos: Sequence[Photo]) -> None:
         """Put masks on all faces of the photos, in place; larger faces last, since they are in front."""
         wearers = [(photo, index) for photo in photos for index in reversed(range(len(photo.faces)))]
+        # All of them before the first mask is on, which may reach into a neighbour's crop.
+        aligned = [align(p.image, p.faces[i].landmarks, self.config.size, self.config.margin) for p, i in wearers]
         size = (self.config.texture_height, self.config.texture_width)
-        for part in parts(wearers, self.batch_size):
-            crops, landmarks = self._crops(
-                [(p.image, p.faces[i]) for p, i in part], self.config.size, self.config.margin
-            )
+        for part, cut in zip(parts(wearers, self.batch_size), parts(aligned, self.batch_size), strict=True):
+            crops, landmarks = to_tensors(cut, self.device)
             names = self.choose_templates(part, crops, landmarks)
             bank = self._bank(names, size)
             if self.harmonise:
                 bank = templates.harmonise(bank, crops, landmarks)
-            textures = self.method(crops, landmarks, bank)
+            with contract.naming([photo.name for photo, _ in part]):
+                textures = self.method(crops, landmarks, bank)
             assert textures is not None  # only the method 'none' wears nothing
-            for (photo, index), name, texture in zip(part, names, textures, strict=True):
+            own = masking.unwrap(crops, landmarks, size)
+            for (photo, index), name, texture, beneath in zip(part, names, textures, own, strict=True):
                 photo.worn[index] = {"template": name}
-                wear_on_photo(photo.image, photo.faces[index].landmarks, texture, self.config.softness)
-            if isinstance(self.method, attacks.Optimised):
-                record = self.method.records.pop()
+                how = (self.method.placement, self.method.softness)
+                wear_on_photo(photo.image, photo.faces[index].landmarks, texture, beneath, *how)
+            if record := self.method.record():
                 for (photo, index), iterations, seconds in zip(part, *(x.tolist() for x in record), strict=True):
                     photo.worn[index] |= {"iterations": iterations, "attack_seconds": round(seconds, 3)}
 
     @torch.no_grad()
-    def look_at(self, faces: Sequence[tuple[np.ndarray, Face]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Embeddings (N, D) per embedder and mask logits (N,) per detector of faces in photos."""
+    def look_at(
+        self, faces: Sequence[tuple[np.ndarray, Face]], names: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Embeddings (N, D) per embedder and mask logits (N,) per detector of faces in photos of these names."""
         embeddings: dict[str, list[Tensor]] = {name: [] for name in self.embedders}
         logits: dict[str, list[Tensor]] = {name: [] for name in self.detectors}
-        for part in parts(faces, self.batch_size):
+        for part, photos in zip(parts(faces, self.batch_size), parts(names, self.batch_size), strict=True):
             crops, landmarks = self._crops(part, *FRAMING)
-            for name, embedder in self.embedders.items():
-                embeddings[name].append(embedder(crops, landmarks).cpu())
-            for name, detector in self.detectors.items():
-                logits[name].append(detector(crops)[0].cpu())
+            with contract.naming(photos):
+                for name, embedder in self.embedders.items():
+                    embeddings[name].append(embedder(crops, landmarks).cpu())
+                for name, detector in self.detectors.items():
+                    logits[name].append(detector(crops)[0].cpu())
         return {k: torch.cat(v) for k, v in embeddings.items()}, {k: torch.cat(v) for k, v in logits.items()}
 
     def _crops(self, faces: Sequence[tuple[np.ndarray, Face]], size: int, margin: float) -> tuple[Tensor, Tensor]:
         return to_tensors([align(image, face.landmarks, size, margin) for image, face in faces], self.device)
-
-
-def wear_on_photo(photo: np.ndarray, landmarks: np.ndarray, texture: Tensor, softness: float) -> None:
-    """Put a mask on one face of a photo, in place, at the cost of that face only.
-
-    photo uint8 (H, W, 3), landmarks (68, 2) px, texture (3, h, w). No pixel outside of the mask changes.
-    """
-    points = landmarks[list(masking.MASK_LANDMARKS)]
-    x0, y0 = np.floor(points.min(0)).astype(int).clip(0)
-    x1, y1 = np.ceil(points.max(0)).astype(int) + 1
-    patch = photo[y0:y1, x0:x1]
-    if not patch.size:
-        return
-    image = torch.from_numpy(patch).permute(2, 0, 1)[None].to(texture.device) / 255
-    shifted = torch.from_numpy(landmarks - np.array([x0, y0], np.float32))[None].to(texture.device)
-    worn = masking.wear(image, shifted, texture[None], softness)[0]
-    photo[y0:y1, x0:x1] = to_8_bit(worn)
 
 
 def parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -149,8 +138,8 @@ def load(args: argparse.Namespace) -> Sampler:
         raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
     generator = load_generator(checkpoint_of(args), args.device) if args.method == "generator" else None
     config = generator.config if generator else GeneratorConfig()
-    template = args.template or config.default_template
-    own = generator.default_template() if generator and template == config.default_template == OWN else None
+    template = args.template
+    own = generator.template if generator and template == generator.config.default_template == OWN else None
     if own is None and template not in ("random", "match"):
         templates.load(template)  # fail now rather than after the first photos
     embedders = {name: pretrained.load_embedder(name, args.device) for name in args.embedders}
@@ -158,19 +147,15 @@ def load(args: argparse.Namespace) -> Sampler:
     surrogates = Surrogates(
         list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
     )
+    faces = Path(args.faces)
     return Sampler(
-        source=Path(args.faces), out=Path(args.out), config=config, method=method_of(args, generator, surrogates),
+        source=faces if faces.is_dir() else faces.parent, out=Path(args.out), config=config,
+        method=attacks.method(args.method, generator, surrogates, attacks.options_of(args, config.softness)),
         method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template, own=own,
         harmonise=args.harmonise, seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
         finder=FaceFinder(args.device, args.min_score),
         embedders=embedders, detectors=detectors,
     )  # fmt: skip
-
-
-def method_of(args: argparse.Namespace, generator: Generator | None, surrogates: Surrogates) -> attacks.Method:
-    if generator is not None:
-        return partial(generator.texture, seed=args.seed)
-    return attacks.method(args.method, None, surrogates, attacks.options_of(args, GeneratorConfig().softness))
 
 
 def checkpoint_of(args: argparse.Namespace) -> Path:

@@ -29,17 +29,19 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
 from gan_mask.networks import OWN, Discriminator, Generator, load_generator
-from gan_mask.pretrained.protocol import fingerprint
+from gan_mask.pretrained import contract
+from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.shards import ShardSet, open_faces
 from gan_mask.surrogates import Surrogates, load_surrogates
 from gan_mask.training.log import Log
 from gan_mask.training.options import (
     BATCH,
+    EARLIER,
     GENERATOR_NOISE,
     RESUMABLE,
     TrainConfig,
     check,
-    first_template,
+    default_template,
     trained_against,
 )
 from gan_mask.training.schedule import Schedule
@@ -51,7 +53,7 @@ ENGINES = ("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONF
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 # What a generator may be fine-tuned to: its networks stay as they are.
-FREE = {"softness", "size", "margin", "default_template", "trained_against"}
+FREE = {"placement", "softness", "size", "margin", "default_template", "trained_against", "trained_against_weights"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,16 +87,19 @@ def train(c: TrainConfig) -> None:
 def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     out = Path(c.out)
     c, accelerator = launched(c)
-    set_seed(c.seed)
     photos = open_faces(c.data, "train")
     if len(photos) < 2:
         raise GanMaskError(f"{c.data}: {len(photos)} faces in the train split; at least 2 are needed")
 
     # Networks and optimisers
+    device = accelerator.device
+    surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
+    set_seed(c.seed)  # after the surrogates, some of which draw numbers when they are made
     generator = Generator(
         widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
-        softness=c.softness, size=photos.size, margin=photos.margin, default_template=first_template(c),
-        trained_against=trained_against(c),
+        placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
+        default_template=default_template(c), trained_against=trained_against(c),
+        trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),
     )  # fmt: skip
     if c.start and not has_checkpoint(out):
         begin_with(generator, c.start)
@@ -112,12 +117,10 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
         ),
     )
 
-    # Frozen networks and templates; only then the run folder, so that a start that fails leaves none
-    device = accelerator.device
-    surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
-    bank = templates.load_all(c.templates, generator.texture_size).to(device)
+    # Templates; only then the run folder, so that a start that fails leaves none
+    bank = templates.Bank(c.templates, generator.texture_size, device)
     if generator.config.default_template == OWN:
-        ema.template.copy_(bank[0])
+        ema.template.copy_(bank.textures[0])
     claim(out, c, surrogates, accelerator, held)
 
     bare = {"net": net, "discriminator": discriminator}  # without what accelerate wraps around them: torch.compile, DDP
@@ -213,7 +216,7 @@ def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accele
         now["networks"] = surrogates.fingerprints()
         if path.is_file():
             # An option that is newer than the run had its default, and what was not kept then is not known.
-            before = now | config.to_dict(TrainConfig()) | files.read_json(path)
+            before = now | config.to_dict(TrainConfig()) | EARLIER | files.read_json(path)
             changed = [k for k in now if k not in RESUMABLE and before[k] != now[k]]
             if math.prod(before[k] for k in BATCH) == math.prod(now[k] for k in BATCH):
                 changed = [k for k in changed if k not in BATCH]
@@ -278,11 +281,13 @@ def clean_embeddings(
 @torch.no_grad()
 def embed(embedder: Any, loader: DataLoader[Any], path: Path, accelerator: Accelerator) -> None:
     """Write the embeddings of the loader's faces to `path`, a .npy file."""
-    rows = []
+    rows, faces = [], loader.dataset
     if accelerator.is_main_process:
         loader = commands.Progress(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2)
     for batch in loader:
-        rows.append(embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device)).cpu())
+        with contract.naming(contract.sources(faces, batch["index"])):
+            embedding = embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device))
+        rows.append(embedding.cpu())
     with files.replacing(path) as temporary, open(temporary, "wb") as f:
         np.save(f, torch.cat(rows).numpy())
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from gan_mask import config, files, templates
 from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
+from gan_mask.masking import PlacementName
 from gan_mask.networks import KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
 from gan_mask.surrogates import Goal
 
@@ -38,7 +39,8 @@ class TrainConfig:
     detectors: tuple[str, ...] = option(("classifier",), "surrogate mask detectors")
     far: float = option(1e-3, "false-accept rate of the thresholds to get below", within=RATE)
     templates: tuple[str, ...] = option(
-        ("faces",), "mask templates to sample: names, or the groups faces, plain, cloth"
+        ("match",),
+        "mask templates to sample: names, or the groups faces, plain, cloth; match: of those that suit the wearer",
     )
 
     start: str = option(
@@ -48,7 +50,10 @@ class TrainConfig:
     heads: Literal["filter", "residual", "both"] = option("both", "what the generator predicts")
     kernel: int = option(5, "side of the filter kernels, texels", within=KERNEL)
     residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]", within=FRACTION)
-    softness: float = option(0.03, "fade at the mask's edge, fraction of the mask's width", within=SOFTNESS)
+    placement: PlacementName = option("seamless", "how masks are worn: cloned into the face, or laid over it (paper)")
+    softness: float = option(
+        0.03, "paper placement: fade at the mask's edge, fraction of the mask's width", within=SOFTNESS
+    )
     discriminator_width: int = option(32, "discriminator's channels in its first layer", within=Range(1, 1024))
 
     realism: float = option(0.2, "weight: discriminator's opinion", group="losses", within=WEIGHT)
@@ -104,11 +109,17 @@ def check(c: TrainConfig) -> None:
     generator_config(shape)  # which number of widths fits
 
 
-def first_template(c: TrainConfig) -> str:
-    """What the generator wears by default: a shipped template's name, or OWN for one that the checkpoint must hold.
+# What options that are newer than a run stood at before there were any.
+EARLIER: dict[str, Any] = {"placement": "paper"}
 
-    A checkpoint is passed on: it has no path of this machine in it, and needs none of its photos.
+
+def default_template(c: TrainConfig) -> str:
+    """What the generator takes when it is given none: 'match', or the first of its templates by its shipped name.
+
+    OWN for a photo, whose texture the checkpoint holds: it is passed on, with no path of this machine in it.
     """
+    if c.templates == ("match",):
+        return "match"
     first = next(iter(templates.expand(c.templates)))
     return first if first in templates.names() else OWN
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from gan_mask import config, files
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import Generator, read_safetensors
+from gan_mask.files import read_safetensors
+from gan_mask.networks import Generator
 
 FOLDER, STEPS = "checkpoints", "step-*"
 

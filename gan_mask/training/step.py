@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gan_mask import augment, losses, masking
+from gan_mask import augment, likeness, losses, masking
 from gan_mask.augment import Draws
 from gan_mask.surrogates import Surrogates, evasion_terms
+from gan_mask.templates import Bank
 from gan_mask.training.options import GENERATOR_NOISE, TrainConfig
 from gan_mask.training.schedule import Schedule
 
@@ -30,20 +31,26 @@ class Scene(NamedTuple):
 
 def dress(face: Tensor, landmarks: Tensor, template: Tensor, net: nn.Module, draws: Draws, c: TrainConfig) -> Scene:
     """Generate the textures and wear them, a little displaced (expectation over transformations, Athalye 2018)."""
-    texture = net(
-        masking.unwrap(face, landmarks, (template.shape[2], template.shape[3])), template, draws.normal(GENERATOR_NOISE)
+    own = masking.unwrap(face, landmarks, (template.shape[2], template.shape[3]))
+    if c.placement == "seamless":
+        template = likeness.adapt(template, own)
+    texture = net(own, template, draws.normal(GENERATOR_NOISE))
+    worn_at = augment.jitter_landmarks(landmarks, draws, c.eot)
+    pixels = masking.place(worn_at, *face.shape[2:])
+    dm, masked = (
+        masking.put_on(face, worn_at, paint, c.placement, c.softness, pixels) for paint in (template, texture)
     )
-    worn_at = masking.place(augment.jitter_landmarks(landmarks, draws, c.eot), *face.shape[2:])
-    dm = masking.wear(face, worn_at, template, c.softness)
-    masked = augment.round_to_8_bit(masking.wear(face, worn_at, texture, c.softness))
-    return Scene(face, landmarks, template, texture, dm, masked)
+    return Scene(face, landmarks, template, texture, dm, augment.round_to_8_bit(masked))
 
 
 def discriminator_terms(
     scene: Scene, discriminator: nn.Module, draws: Draws, c: TrainConfig, r1: bool
 ) -> dict[str, Tensor]:
-    """Real against generated. Half of the reals wear a benign DM mask: its seam is not what is to be learned away."""
-    wears_dm = draws.uniform(1, 1, 1) < 0.5
+    """Real against generated. Real are unmasked faces.
+
+    With the paper's placement half of them wear a benign DM mask: its seam cannot be learned away.
+    """
+    wears_dm = (draws.uniform(1, 1, 1) < 0.5) & (c.placement == "paper")
     real = disguise(torch.where(wears_dm, scene.dm, scene.face), draws, c.diversity).detach().requires_grad_(r1)
     fake = disguise(scene.masked.detach(), draws, c.diversity)
     real_logits, fake_logits = discriminator(torch.cat([real, fake])).float().chunk(2)
@@ -84,7 +91,7 @@ class Game:
     judge: nn.Module  # the discriminator itself, without what accelerate wraps around it
     surrogates: Surrogates
     references: Sequence[Tensor]  # per embedder, clean embeddings (N, D) of the train split
-    bank: Tensor  # (T, 3, h, w) templates
+    bank: Bank
     schedule: Schedule
     autocast: Callable[[], Any]
     device: torch.device
@@ -104,9 +111,9 @@ class Game:
         index = batch["index"].numpy()[:size]
         mates = self.schedule.mates(index, draws.integers(2**31 - 1).cpu().numpy())
         near = [torch.stack([r[index], r[mates]], 1).to(self.device) for r in self.references]
-        template = self.bank[draws.integers(len(self.bank))]
         face = batch["face"][:size].to(self.device, non_blocking=True)
         landmarks = batch["landmarks"][:size].to(self.device, non_blocking=True)
+        template = self.bank.draw(face, landmarks, draws)
         with self.autocast():
             scene = dress(face, landmarks, template, self.net, draws, c)
 

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gan_mask import augment, masking
+from gan_mask import attacks, augment
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import Generator
 from gan_mask.shards import open_faces
 from gan_mask.surrogates import Surrogates
+from gan_mask.templates import Bank
 from gan_mask.training.options import TrainConfig
 
 
@@ -22,7 +23,7 @@ class Validation:
     A quick guide while training; the figures to quote come from gan_mask.evaluation.
     """
 
-    def __init__(self, c: TrainConfig, surrogates: Surrogates, bank: Tensor, device: torch.device) -> None:
+    def __init__(self, c: TrainConfig, surrogates: Surrogates, bank: Bank, device: torch.device) -> None:
         self.c, self.surrogates, self.device = c, surrogates, device
         photos = open_faces(c.data, "val")
         count = min(c.validation_faces, len(photos))
@@ -31,7 +32,7 @@ class Validation:
         items = [photos[int(i)] for i in np.linspace(0, len(photos) - 1, count)]
         self.face = torch.stack([item["face"] for item in items]).to(device)
         self.landmarks = torch.stack([item["landmarks"] for item in items]).to(device)
-        self.template = bank[torch.arange(count) % len(bank)]
+        self.template = bank.suited(self.face, self.landmarks)
         self.clean = [torch.cat([e(f, m) for f, m in self._batches()]) for e in surrogates.embedders]
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -41,8 +42,9 @@ class Validation:
     def masked(self, generator: Generator | None) -> Tensor:
         rows = []
         for f, m, t in zip(self.face.split(16), self.landmarks.split(16), self.template.split(16), strict=True):
-            texture = generator.texture(f, m, t) if generator else t
-            rows.append(augment.round_to_8_bit(masking.wear(f, m, texture, self.c.softness)))
+            benign = attacks.method("dm", options=attacks.Options(placement=self.c.placement, softness=self.c.softness))
+            method = attacks.method("generator", generator) if generator else benign
+            rows.append(augment.round_to_8_bit(method.wear(f, m, method(f, m, t))))
         return torch.cat(rows)
 
     @torch.no_grad()

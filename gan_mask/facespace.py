@@ -1,0 +1,78 @@
+"""Adversarial faces: what may change of a printed lower face, in place of noise.
+
+Three freedoms, each in canonical space and 0 at the seam: *appearance*, coordinates among principal components of lower
+faces, so that the result is another face; *shape*, a smooth displacement; *light*, coarse and of luminance only. What
+people differ by transfers from one recogniser to the next where noise does not (AT3D, Yang et al. 2023, search a face
+model likewise).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gan_mask import likeness, masking
+from gan_mask.files import read_safetensors
+
+BASIS = Path(__file__).parent / "assets" / "lower_faces.safetensors"  # data_prep/make_basis.py
+SHAPE = (9, 12)  # control points of the displacement
+LIGHT = (18, 24)  # and of the light
+
+
+class Face(NamedTuple):
+    """What is changed about B templates; all zeros change nothing."""
+
+    appearance: Tensor  # (B, K) standard deviations of the people in the basis
+    shape: Tensor  # (B, 2, 9, 12) displacement x, y, as a fraction of the texture's width
+    light: Tensor  # (B, 1, 18, 24) added luminance, in [0, 1] units
+
+
+class Basis(NamedTuple):
+    """Principal components of lower faces' luminance, as seamless placement keeps it (`masking.structure`)."""
+
+    components: Tensor  # (K, h, w), each scaled to one standard deviation
+    mean: Tensor  # (h, w)
+
+
+@lru_cache(maxsize=4)
+def basis(texture_size: tuple[int, int], device: torch.device = torch.device("cpu")) -> Basis:  # noqa: B008
+    """The shipped basis at a texture size."""
+    stored = read_safetensors(BASIS)
+    both = torch.cat([stored["components"].float(), stored["mean"].float()[None]])[None].to(device)
+    if both.shape[2:] != texture_size:
+        both = F.interpolate(both, texture_size, mode="bicubic", align_corners=False)
+    return Basis(both[0, :-1], both[0, -1])
+
+
+def coordinates(templates: Tensor, of: Basis) -> Tensor:
+    """Where templates (B, 3, h, w) lie in the basis: (B, K), in standard deviations."""
+    form = masking.structure(likeness.luminance(templates))[:, 0] - of.mean
+    directions = of.components.flatten(1)
+    return (form.flatten(1) @ directions.T) / directions.square().sum(1)
+
+
+def paint(templates: Tensor, face: Face, of: Basis) -> Tensor:
+    """The changed templates: (B, 3, h, w) -> (B, 3, h, w)."""
+    size, opacity = (templates.shape[2], templates.shape[3]), masking.seam_opacity(templates)
+    other = templates + torch.einsum("bk,khw->bhw", face.appearance, of.components)[:, None]
+    return displaced(other, _smooth(face.shape, size) * opacity) + _smooth(face.light, size) * opacity
+
+
+def displaced(texture: Tensor, by: Tensor) -> Tensor:
+    """texture (B, C, h, w) seen at each texel's place plus `by` (B, 2, h, w), x and y as fractions of its width."""
+    height, width = texture.shape[2:]
+    y = (torch.arange(height).to(texture) * 2 + 1) / height - 1
+    x = (torch.arange(width).to(texture) * 2 + 1) / width - 1
+    place = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    moved = place + 2 * by.permute(0, 2, 3, 1) * by.new_tensor([1, width / height])
+    return F.grid_sample(texture, moved, padding_mode="border", align_corners=False)
+
+
+def _smooth(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Control points (B, C, ...) -> (B, C, h, w)."""
+    return F.interpolate(points, size, mode="bicubic", align_corners=False)

@@ -1,0 +1,132 @@
+"""How well a template suits a wearer, and the template in the wearer's colours and contrast.
+
+Both work on what seamless placement keeps of a template (`masking.structure`): its overall colour and light have no
+effect there, but the colour of its lips, its contrast and its sharpness do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from gan_mask import masking
+
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+COLOUR_BLUR = 4.0  # texels of 72 rows: colour coarser than this is the wearer's
+FINE_COLOUR = 0.5  # share of the template's finer colour that is kept
+CONTRAST = (0.6, 1.3)  # least and largest factor on the template's luminance
+SHARPENING = 2.0  # at most so many times the template's finest detail is added to it
+
+# What of a face's geometry should be alike; a squared difference counts 1 / spread^2. The spreads are of the order of
+# those among people, weighted by how much a wrong one shows: a turned nose and an open mouth most.
+GEOMETRY = {"turn": 0.085, "nod": 0.06, "mouth opening": 0.08, "mouth width": 0.12, "smile": 0.05}
+SKIN = 0.21  # of RGB colours
+LIKENESS = 0.025  # of luminance, root of the mean square over the mask
+SAME_PERSON = 0.935  # correlation of structures: two views of an embedded person reach 0.943, two people 0.926
+
+
+def adapt(templates: Tensor, own: Tensor) -> Tensor:
+    """Templates (B, 3, h, w) with the wearers' coarse colours, contrast and sharpness; own (B, 3, h, w) unwrapped.
+
+    Landmarks lie at the same texels in both, so that the wearer's lips lend their colour to the template's. What makes
+    another face of it, the form, is in the luminance. One's own texture loses no more than half of its finest colour.
+    """
+    rows = own.shape[2]
+    light, own_light = luminance(templates), luminance(own)
+    form, own_form = masking.structure(light), masking.structure(own_light)
+    factor = ((_spread(own_form) + 0.01) / (_spread(form) + 0.01)).clamp(*CONTRAST)
+    light = light + (factor - 1) * form
+    fine, own_fine = (x - blurred(x, rows / 72) for x in (light, own_light))
+    lacking = (_spread(own_fine) / (_spread(fine) + 0.002) - 1).clamp(0, SHARPENING)
+    colour, own_colour = templates - luminance(templates), own - own_light
+    coarse, own_coarse = (blurred(x, COLOUR_BLUR * rows / 72) for x in (colour, own_colour))
+    return light + lacking * fine + own_coarse + FINE_COLOUR * (colour - coarse)
+
+
+class Profile(NamedTuple):
+    """What makes one lower face suit another; the first dimension is that of the faces."""
+
+    geometry: Tensor  # (N, 5), see `geometry`
+    skin: Tensor  # (N, 3)
+    form: Tensor  # (N, h * w): the luminance that seamless placement keeps; its norm is the root of the mean square
+
+
+def profile(textures: Tensor, landmarks: Tensor) -> Profile:
+    """Of textures (N, 3, h, w), unwrapped from faces with landmarks (N, 68, 2) in pixels of any size."""
+    form = blurred(masking.structure(luminance(textures)), 1.5 * textures.shape[2] / 72).flatten(1)
+    return Profile(geometry(landmarks), skin_colour(textures), form / form.shape[1] ** 0.5)
+
+
+def costs(wearers: Profile, templates: Profile) -> Tensor:
+    """How ill each of T templates suits each of B wearers, (B, T); infinite where it shows the wearer.
+
+    The sum of squared differences of pose, expression, skin colour and, of the luminance that the mask would change,
+    after the template's contrast is adapted to the wearer's.
+    """
+    spreads = wearers.geometry.new_tensor(list(GEOMETRY.values()))
+    pose = (wearers.geometry[:, None] - templates.geometry) / spreads
+    skin = (wearers.skin[:, None] - templates.skin) / SKIN
+    alike = wearers.form @ templates.form.T
+    size, other_size = wearers.form.norm(dim=1)[:, None], templates.form.norm(dim=1)
+    factor = (size / other_size).clamp(*CONTRAST)
+    change = size.square() - 2 * factor * alike + (factor * other_size).square()
+    total = pose.square().sum(2) + skin.square().sum(2) + change / LIKENESS**2
+    return total.masked_fill(alike / (size * other_size) > SAME_PERSON, torch.inf)
+
+
+def geometry(landmarks: Tensor) -> Tensor:
+    """Pose and expression (B, 5), in the order of GEOMETRY, from landmarks (B, 68, 2) px of any rotation and size.
+
+    Turn: the nose tip's offset from the middle between the jaw's ends, in half widths. The others along the face's
+    axes, in distances between the eyes.
+    """
+    left, right = landmarks[:, 36:42].mean(1), landmarks[:, 42:48].mean(1)
+    between = (right - left).norm(dim=1).clamp_min(1e-6)
+    across = (right - left) / between[:, None]
+    down = torch.stack([-across[:, 1], across[:, 0]], 1)
+
+    def height(*points: int) -> Tensor:
+        place = landmarks[:, list(points)].mean(1) - (left + right) / 2
+        return (place * down).sum(1) / between
+
+    def distance(a: int, b: int) -> Tensor:
+        return (landmarks[:, a] - landmarks[:, b]).norm(dim=1) / between
+
+    nod = height(30) / height(8).clamp_min(0.1)
+    smile = height(48, 54) - height(51, 57)
+    return torch.stack([turn(landmarks), nod, distance(62, 66), distance(48, 54), smile], 1)
+
+
+def turn(landmarks: Tensor) -> Tensor:
+    """Head turn (B,) in [-1, 1]: how far the nose's tip is from the middle between the jaw's ends."""
+    left, right, nose = landmarks[:, 1], landmarks[:, 15], landmarks[:, 30]
+    across = right - left
+    return 2 * ((nose - left) * across).sum(1) / across.square().sum(1).clamp_min(1e-6) - 1
+
+
+def skin_colour(textures: Tensor) -> Tensor:
+    """(B, 3): the median over the lower face, which lips, nostrils and beards seldom move."""
+    return textures.flatten(2).median(2).values
+
+
+def luminance(images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W)."""
+    return (images * images.new_tensor(LUMINANCE).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (B, C, H, W); sigma in pixels."""
+    reach = max(1, min(round(3 * sigma), min(images.shape[2:]) - 1))
+    across, down = [2 * reach + 1, 1], [1, 2 * reach + 1]
+    for side in (across, down):  # one after the other: 2 n products a pixel, not n^2
+        images = gaussian_blur(images, side, [sigma, sigma])
+    return images
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Root of the mean square over the mask: (B, 1, h, w) -> (B, 1, 1, 1)."""
+    where = masking.seam_opacity(x)
+    return ((x.square() * where).sum((2, 3), keepdim=True) / where.sum()).clamp_min(1e-12).sqrt()
