@@ -104,5 +104,5 @@ def _sampled(layers: Tensor, marks: Tensor, height: int, width: int) -> tuple[Te
     empty = layers.new_zeros(1, layers.shape[1] + 2, height, width)
     ramp = ((torch.linspace(0, 1, layers.shape[3]).to(layers) - 0.5) / 0.2 + 0.5).clamp(0, 1)
     side = ramp.expand(1, 1, layers.shape[2], -1)
-    sampled = masking.wear(empty, marks, torch.cat([layers, side, torch.ones_like(side)], 1))
+    sampled = masking.lay(empty, marks, torch.cat([layers, side, torch.ones_like(side)], 1))
     return sampled.split([3, 3, 1, 1, 1], 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gan_mask import augment, losses, pretrained
 from gan_mask.augment import Draws
+from gan_mask.pretrained.protocol import fingerprint
 
 
 class Surrogates(NamedTuple):
@@ -19,6 +20,11 @@ class Surrogates(NamedTuple):
     thresholds: Sequence[float]  # cosine, at the chosen FAR
     detectors: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def fingerprints(self) -> list[str]:
+        """Of the loaded networks' weights, in order."""
+        networks: Any = (*self.embedders, *self.detectors)
+        return [fingerprint(network.name, network) for network in networks]
 
 
 class Goal(NamedTuple):
