@@ -12,7 +12,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gan_mask import augment, config, likeness, losses, masking
+from gan_mask import augment, config, facespace, likeness, losses, masking
 from gan_mask import templates as shipped
 from gan_mask.augment import Draws
 from gan_mask.config import FRACTION, WEIGHT, Range, option
@@ -79,7 +79,7 @@ def dm_adapted(faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Options:
-    """Of the two optimised methods; colours are in [0, 1], so a step of 8-bit colour is 1/255 = 0.0039."""
+    """Of the optimised methods; colours are in [0, 1], so a step of 8-bit colour is 1/255 = 0.0039."""
 
     steps: int = option(100, "gradient steps at most", within=Range(0, 2**31 - 1))
     bound: float = option(12 / 255, "L-infinity bound of the noise, in [0, 1] of colour", within=FRACTION)
@@ -90,6 +90,11 @@ class Options:
     noise_rate: float = option(1 / 255, "mf2m: Adam's learning rate of the noise, in [0, 1] of colour", within=WEIGHT)
     smooth: float = option(
         10.0, "mf2m: weight of the total variation of the kernels and of the texture's change", within=WEIGHT
+    )
+    face_rate: float = option(0.06, "advface: Adam's learning rate, in units of the bounds", within=WEIGHT)
+    plausible: float = option(0.3, "advface: weight of how far the lower face is from those of people", within=WEIGHT)
+    refine: int = option(
+        0, "generator: so many of advface's steps from its output, until the goal is met", within=Range(0, 2**31 - 1)
     )
     diversity: float = option(
         0.5, "strength of the augmentations before the surrogates; 0: none, 1: as in training", within=Range(0, 10)
@@ -115,7 +120,7 @@ class Options:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `Options`, as a group of their own."""
-    group = parser.add_argument_group("optimised methods (advnoise-dm, mf2m)")
+    group = parser.add_argument_group("optimised methods (advnoise-dm, mf2m, advface, and generator with --refine)")
     config.add_options(group, Options, separator="-")
 
 
@@ -191,8 +196,8 @@ class Optimised:
         with torch.no_grad():
             references = [embedder(faces, landmarks)[:, None] for embedder in self.surrogates.embedders]
             placement = masking.place(landmarks, faces.shape[2], faces.shape[3])
+            variables = self.begin_at(faces, landmarks, templates)
         rows = torch.arange(len(faces), device=faces.device)
-        variables = self.variables(templates)
         return Work(
             rows, landmarks, placement, faces, templates, references, variables, {}, torch.zeros_like(rows)
         )  # fmt: skip
@@ -216,6 +221,10 @@ class Optimised:
             w.variables = self.move(variables, gradients, w.state, step)
         w.calm = torch.where(evasion == 0, w.calm + 1, 0)
         return texture.detach(), w.calm >= (o.patience or math.inf)
+
+    def begin_at(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> list[Tensor]:
+        """The variables before the first step; the first dimension is that of the faces."""
+        return self.variables(templates)
 
     def variables(self, templates: Tensor) -> list[Tensor]:
         raise NotImplementedError
@@ -284,19 +293,78 @@ class MF2M(Optimised):
         self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Tensor], step: int
     ) -> list[Tensor]:
         o = self.options
-        moved = []
-        for i, (variable, gradient, rate) in enumerate(
-            zip(variables, gradients, (o.filter_rate, o.noise_rate), strict=True)
-        ):
-            # Adam (Kingma & Ba 2015) by hand: torch's cannot let go of the faces that met their goal.
-            zero = torch.zeros_like(gradient)
-            mean = state.get(f"mean{i}", zero) * 0.9 + 0.1 * gradient
-            square = state.get(f"square{i}", zero) * 0.99 + 0.01 * gradient.square()
-            state[f"mean{i}"], state[f"square{i}"] = mean, square
-            step_ = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-10)
-            moved.append(variable - rate * step_)
+        moved = adam(variables, gradients, (o.filter_rate, o.noise_rate), state, step)
         moved[1] = moved[1].clamp(-o.bound, o.bound)
         return moved
+
+
+class AdvFace(Optimised):
+    """Another face in place of noise: appearance, shape and light are optimised (`facespace`), by Adam.
+
+    Variables: the three, unbounded. start: a generator whose prediction is where they begin (`--refine`).
+    """
+
+    name = "advface"
+    bounds = facespace.Bounds()
+
+    def __init__(
+        self,
+        surrogates: Surrogates,
+        options: Options = Options(),  # noqa: B008  (frozen)
+        start: Generator | None = None,
+    ) -> None:
+        super().__init__(surrogates, options)
+        self.start = start
+        if start is not None:
+            self.bounds = start.net.bounds
+            if not any(self.bounds):
+                raise GanMaskError(f"--refine: this generator predicts {', '.join(start.config.heads)}, no other face")
+
+    def begin_at(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> list[Tensor]:
+        if self.start is not None:
+            return self.bounds.raw(self.start.other_face(faces, landmarks, templates, self.options.seed))
+        count, (rows, columns) = len(templates), facespace.SHAPE
+        zeros = templates.new_zeros
+        return [
+            zeros(count, facespace.COMPONENTS),
+            zeros(count, 2, rows, columns),
+            zeros(count, 1, 2 * rows, 2 * columns),
+        ]
+
+    def paint(self, templates: Tensor, variables: Sequence[Tensor]) -> Tensor:
+        return facespace.paint(templates, self.bounds.face(variables), self._basis(templates)).clamp(0, 1)
+
+    def penalty(self, templates: Tensor, texture: Tensor, variables: Sequence[Tensor]) -> Tensor:
+        unlikely = facespace.implausible(texture, self._basis(templates))
+        rough = facespace.roughness(self.bounds.face(variables), self.bounds)
+        return self.options.plausible * unlikely + 0.05 * rough
+
+    def move(
+        self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Tensor], step: int
+    ) -> list[Tensor]:
+        return adam(variables, gradients, [self.options.face_rate] * 3, state, step)
+
+    def _basis(self, like: Tensor) -> facespace.Basis:
+        return facespace.basis((like.shape[2], like.shape[3]), like.device)
+
+
+def adam(
+    variables: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    rates: Sequence[float],
+    state: dict[str, Tensor],
+    step: int,
+) -> list[Tensor]:
+    """One step (Kingma & Ba 2015), by hand: torch's cannot let go of the faces that met their goal."""
+    moved = []
+    for i, (variable, gradient, rate) in enumerate(zip(variables, gradients, rates, strict=True)):
+        zero = torch.zeros_like(gradient)
+        mean = state.get(f"mean{i}", zero) * 0.9 + 0.1 * gradient
+        square = state.get(f"square{i}", zero) * 0.99 + 0.01 * gradient.square()
+        state[f"mean{i}"], state[f"square{i}"] = mean, square
+        step_ = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-10)
+        moved.append(variable - rate * step_)
+    return moved
 
 
 def method(
@@ -312,6 +380,8 @@ def method(
     if name == "generator":
         if generator is None:
             raise GanMaskError("method 'generator' needs a checkpoint (--checkpoint)")
+        if options.refine:
+            return refined(generator, surrogates, options)
         return Method(partial(generator.texture, seed=options.seed), generator.config.placement, options.softness)
     if name in OPTIMISED:
         if surrogates is None:
@@ -326,5 +396,14 @@ def method(
     return Method(known[name], "paper", options.softness)
 
 
-OPTIMISED: dict[str, type[Optimised]] = {kind.name: kind for kind in (AdvNoiseDM, MF2M)}
+def refined(generator: Generator, surrogates: Surrogates | None, options: Options) -> Method:
+    """A few steps of AdvFace that begin at the generator's output, for the faces that still need them."""
+    if surrogates is None:
+        raise GanMaskError("--refine needs surrogates (--embedders, --detectors)")
+    placement = generator.config.placement
+    steps = replace(options, steps=options.refine, placement=placement)
+    return Method(AdvFace(surrogates, steps, generator), placement, options.softness)
+
+
+OPTIMISED: dict[str, type[Optimised]] = {kind.name: kind for kind in (AdvNoiseDM, MF2M, AdvFace)}
 METHODS = ("none", "plain", "dm", "dm-seamless", *OPTIMISED, "generator")

@@ -26,7 +26,7 @@ INK = "#010203"  # in plots; becomes the page's own colour of text, be it light 
 COLOURS = {
     "none": "#9aa0a6", "plain": "#7a828a", "dm": "currentColor",
     "dm-seamless": "#56b4e9",
-    "advnoise-dm": "#d55e00", "mf2m": "#0072b2", "generator": "#009e73",
+    "advnoise-dm": "#d55e00", "mf2m": "#0072b2", "advface": "#e69f00", "generator": "#009e73",
 }  # fmt: skip
 OTHER = "#cc79a7"
 

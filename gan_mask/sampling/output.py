@@ -24,7 +24,7 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
         columns += [f"similarity_{name}", f"threshold_{name}"]
     for name in sampler.detectors:
         columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
-    if sampler.method_name in attacks.OPTIMISED:
+    if isinstance(sampler.method.paint, attacks.Optimised):
         columns += ["iterations", "attack_seconds"]
     columns += ["seconds", "note"]
     with files.replacing(path) as temporary:
