@@ -15,7 +15,7 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from PIL import Image
 
-from gan_mask import evaluation, masking, pretrained, templates, weights
+from gan_mask import attacks, evaluation, masking, pretrained, templates, weights
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance, command, gate, groups, looks, realism, run
@@ -239,7 +239,7 @@ def test_limits(text, broken):
 @pytest.mark.parametrize("sign", ["<=", ">="])
 def test_no_limit_holds_for_nan(sign):
     rates = {"held-out": {"0.001": {"mf2m": {"joint success": cell(NAN)}}}}
-    assert gate.broken(gate.parse(f"joint_success{sign}0.5", SETS, ["mf2m"]), rates, 0.001)
+    assert gate.broken(gate.parse(f"joint_success{sign}0.5", SETS, ["mf2m"]), rates, 0.001, {})
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,8 @@ def test_write_masked_saves_what_the_method_painted(prepared, tmp_path):
     probes = choose_probes(photos, 3, 0)
     bank = torch.stack([torch.full((3, 24, 32), grey) for grey in (0.2, 0.6)])
     e = run.Experiment(
-        tmp_path, photos, probes, {"dm": lambda f, p, t: t}, bank, False, 0.0, {}, {}, 0, None, "cpu"
+        tmp_path, photos, probes, {"dm": attacks.Method(lambda f, p, t: t, "paper", 0.0)}, bank, (24, 32), False,
+        {}, {}, np.array([], int), None, "cpu",
     )  # fmt: skip
     cost = run.write_masked(e, "dm", slice(0, 3))
     assert (cost["seconds"] > 0).all()
@@ -680,14 +681,15 @@ def test_dodging_is_what_dlibs_own_program_says_by_its_rule_of_0_6(tmp_path):
     from conftest import embedded_photo
 
     from gan_mask.faces import FaceFinder, read_image
-    from gan_mask.sampling.sampler import wear_on_photo
+    from gan_mask.photos import wear_on_photo
 
     finder, embedder = FaceFinder(), pretrained.load_embedder("dlib")
     people = [f"id_{i:04d}" for i in (2, 4, 5, 6, 8, 10, 12, 13, 14, 15)]
     probes = [read_image(embedded_photo(f"{person}/view_1")).copy() for person in people]
     mates = [read_image(embedded_photo(f"{person}/view_2")) for person in people]
     for probe, (face, *_) in zip(probes[:6], finder.find(probes[:6]), strict=True):
-        wear_on_photo(probe, face.landmarks, templates.load("face-020"), 0.03)  # six masked, four clean
+        texture = templates.load("face-020")
+        wear_on_photo(probe, face.landmarks, texture, texture, "paper", 0.03)  # six masked, four clean
     raw = {"dlib": embedder.embed}  # distances are of raw descriptors
     ours = [looks.look(images, raw, {}, finder, "cpu").embedding["dlib"] for images in (probes, mates)]
 

@@ -105,8 +105,8 @@ def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
         folder = checkpoint_of(args)
         values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
     values["networks"] = [fingerprint(n, net) for n, net in (*sampler.embedders.items(), *sampler.detectors.items())]
-    if Path(args.template).is_file():
-        values["template_file"] = files.sha256(args.template)
+    if Path(sampler.template).is_file():
+        values["template_file"] = files.sha256(sampler.template)
     return values
 
 
@@ -138,8 +138,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what makes the masks (default: generator)",
     )
     add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
-    add("--template", default="match", help="what the mask shows: a shipped template, a photo, 'random', or 'match': "
-        "for each face the shipped one nearest in pose, expression and skin (default: match)")  # fmt: skip
+    add("--template", help="what the mask shows: a shipped template, a photo, 'random', or 'match': "
+        "for each face the shipped one nearest in pose, expression and skin (default: match; of a checkpoint that was "
+        "trained with a photo, that one)")  # fmt: skip
     add("--placement", default="seamless", choices=masking.PLACEMENTS, help="'seamless' clones the mask into the "
         "face, 'paper' lays it over; a generator has the one that it was trained with (default: seamless)")  # fmt: skip
     add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")

@@ -138,8 +138,8 @@ def load(args: argparse.Namespace) -> Sampler:
         raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
     generator = load_generator(checkpoint_of(args), args.device) if args.method == "generator" else None
     config = generator.config if generator else GeneratorConfig()
-    template = args.template
-    own = generator.template if generator and template == generator.config.default_template == OWN else None
+    template = args.template or (OWN if config.default_template == OWN else "match")
+    own = generator.template if generator and template == config.default_template == OWN else None
     if own is None and template not in ("random", "match"):
         templates.load(template)  # fail now rather than after the first photos
     embedders = {name: pretrained.load_embedder(name, args.device) for name in args.embedders}
