@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from gan_mask import likeness, masking
+from gan_mask import facespace, likeness, masking
 from gan_mask.config import FRACTION, Range, from_values, limited, to_dict
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json, read_safetensors
@@ -24,6 +24,7 @@ OWN = "own"  # as default_template: the texture lies in the checkpoint, since it
 WIDTHS = Range(1, 4096, also=("below 32 or a multiple of 16", lambda width: width % max(width // 16, 1) == 0))
 KERNEL = Range(1, 31, also=("odd", lambda side: side % 2 == 1))
 SOFTNESS = Range(0, below=0.5)
+APPEARANCE = Range(0, 10)
 
 
 @dataclass
@@ -34,7 +35,10 @@ class GeneratorConfig:
         (32, 64, 128), WIDTHS
     )  # channels per resolution: half the texture's, a quarter, ...
     noise: int = limited(32, Range(1, 4096))  # length of z
-    heads: Literal["filter", "residual", "both"] = "both"
+    heads: tuple[str, ...] = ("filter", "residual")  # of HEADS
+    appearance_bound: float = limited(2.0, APPEARANCE)  # standard deviations; see facespace.Face for the three
+    shape_bound: float = limited(0.05, FRACTION)  # of the texture's width
+    light_bound: float = limited(0.06, FRACTION)  # luminance, in [0, 1] units
     kernel: int = limited(5, KERNEL)  # K of the K x K filter, odd
     residual_bound: float = limited(0.12, FRACTION)  # largest change of a texel by the residual head, in [0, 1] units
     placement: masking.PlacementName = "paper"  # how its masks are worn: masking.put_on
@@ -44,6 +48,11 @@ class GeneratorConfig:
     default_template: str = "face-001"  # "match": the shipped face that suits each wearer best; OWN: the checkpoint's
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
     trained_against_weights: tuple[str, ...] = ()  # of these, see pretrained.protocol.weights_digest; older ones: none
+
+
+FACE_HEADS = ("appearance", "shape", "light")  # another face, see facespace
+PIXEL_HEADS = ("filter", "residual")  # MF2M's kernels and noise, texel by texel
+HEADS = (*FACE_HEADS, *PIXEL_HEADS)
 
 
 def filter_texture(texture: Tensor, kernels: Tensor) -> Tensor:
@@ -76,11 +85,33 @@ class Block(nn.Module):
         return F.silu(self.norm2(self.conv2(x)) * (1 + scale) + shift)
 
 
+class FaceHead(nn.Module):
+    """From the deepest features and the template's place in the basis to another face. Starts as: no change."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        deep, rows = config.widths[-1], config.texture_height // 2 ** len(config.widths)
+        columns = config.texture_width // 2 ** len(config.widths)
+        self.squeeze = nn.Conv2d(deep, 32, 1)
+        self.mix = nn.Linear(32 * rows * columns + facespace.COMPONENTS, 256)
+        self.appearance = nn.Linear(256, facespace.COMPONENTS)
+        self.points = nn.Conv2d(deep, 2 + 4, 3, padding=1)  # displacement, and light at twice the resolution
+        for layer in (self.appearance, self.points):
+            nn.init.normal_(layer.weight, std=1e-3)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # they have one
+
+    def forward(self, deep: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """deep (B, C, h, w), place (B, K) -> unbounded appearance, shape and light, as facespace.Bounds takes them."""
+        mixed = F.silu(self.mix(torch.cat([self.squeeze(deep).flatten(1), place], 1)))
+        shape, light = self.points(deep).split([2, 4], 1)
+        return self.appearance(mixed).float(), shape.float(), F.pixel_shuffle(light, 2).float()
+
+
 class TextureUNet(nn.Module):
     """Wearer's and template's texture to mask texture, in canonical mask space.
 
-    Predicts MF2M's two ingredients, per-pixel filter kernels and a bounded residual, and applies
-    them to the template's texture. Works on 2x2 texels at a time, which halves its cost.
+    Predicts another face (FACE_HEADS), MF2M's two ingredients (PIXEL_HEADS: per-pixel filter kernels and a bounded
+    residual), or both, and applies them to the template's texture. Works on 2x2 texels at a time.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -88,33 +119,61 @@ class TextureUNet(nn.Module):
         self.config = c = config
         w = c.widths
         self.down = nn.ModuleList(Block(a, b, c.noise) for a, b in zip((4 * 6, *w), w, strict=False))
+        self.bounds = facespace.Bounds(
+            *(getattr(c, f"{head}_bound") if head in c.heads else 0.0 for head in FACE_HEADS)
+        )
+        self.face = FaceHead(c) if any(self.bounds) else None
+        channels = (c.kernel**2 if "filter" in c.heads else 0) + (3 if "residual" in c.heads else 0)
+        if not channels:
+            return
         self.up = nn.ModuleList(Block(a + b, a, c.noise) for a, b in zip(w[:-1], w[1:], strict=True))
-        channels = (c.kernel**2 if c.heads != "residual" else 0) + (3 if c.heads != "filter" else 0)
         self.heads = nn.Conv2d(w[0], 4 * channels, 3, padding=1)
         nn.init.normal_(self.heads.weight, std=0.01)  # starts as DM: identity kernels, no residual
         start = torch.zeros(channels)
-        if c.heads != "residual":
+        if "filter" in c.heads:
             start[c.kernel**2 // 2] = 5.0
         self.heads.bias = nn.Parameter(start.repeat_interleave(4))
 
     def forward(self, face_texture: Tensor, template: Tensor, z: Tensor) -> Tensor:
         """Textures (B, 3, h, w) in [0, 1], z (B, noise) -> (B, 3, h, w) in [0, 1]."""
+        skips = self._features(face_texture, template, z)
+        texture = template.float()
+        if self.face is not None:
+            basis = self._basis(template)
+            texture = facespace.paint(texture, self._other_face(skips[-1], texture, basis), basis)
+        if len(self.config.heads) > sum(head in FACE_HEADS for head in self.config.heads):
+            texture = self._retouch(texture, skips, z)
+        return texture.clamp(0, 1)
+
+    def other_face(self, face_texture: Tensor, template: Tensor, z: Tensor) -> facespace.Face:
+        """What the face heads change, arguments as in `forward`."""
+        deep = self._features(face_texture, template, z)[-1]
+        return self._other_face(deep, template.float(), self._basis(template))
+
+    def _features(self, face_texture: Tensor, template: Tensor, z: Tensor) -> list[Tensor]:
         x = F.pixel_unshuffle(torch.cat([face_texture, template], 1) * 2 - 1, 2)
-        skips = []
+        skips: list[Tensor] = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else F.avg_pool2d(x, 2), z)
-            skips.append(x)
+            skips.append(block(x if level == 0 else F.avg_pool2d(skips[-1], 2), z))
+        return skips
+
+    def _basis(self, like: Tensor) -> facespace.Basis:
+        return facespace.basis((like.shape[2], like.shape[3]), like.device)
+
+    def _other_face(self, deep: Tensor, template: Tensor, basis: facespace.Basis) -> facespace.Face:
+        assert self.face is not None
+        return self.bounds.face(self.face(deep, facespace.coordinates(template, basis)))
+
+    def _retouch(self, texture: Tensor, skips: list[Tensor], z: Tensor) -> Tensor:
+        c, x = self.config, skips[-1]
         for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], 1), z)
-        return self._paint(template.float(), F.pixel_shuffle(self.heads(x), 2).float())
-
-    def _paint(self, texture: Tensor, heads: Tensor) -> Tensor:
-        c = self.config
-        if c.heads != "residual":
+        heads = F.pixel_shuffle(self.heads(x), 2).float()
+        if "filter" in c.heads:
             texture = filter_texture(texture, heads[:, : c.kernel**2].softmax(1))
-        if c.heads != "filter":
+        if "residual" in c.heads:
             texture = texture + c.residual_bound * heads[:, -3:].tanh()
-        return texture.clamp(0, 1)
+        return texture
 
 
 class Generator(nn.Module, PyTorchModelHubMixin):
@@ -170,6 +229,12 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         z = self.noise(len(faces), seed)
         return self.net(own.to(z), templates.to(z), z)
 
+    def other_face(self, faces: Tensor, landmarks: Tensor, adapted: Tensor, seed: int = 0) -> facespace.Face:
+        """What the generator changes about templates that are adapted to the wearers already."""
+        own = masking.unwrap(faces, landmarks, self.texture_size)
+        z = self.noise(len(faces), seed)
+        return self.net.other_face(own.to(z), adapted.to(z), z)
+
     def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
         """Masked faces (B, 3, H, W) in [0, 1], of the faces' dtype; arguments as in `texture`."""
         texture = self.texture(faces, landmarks, templates, seed)
@@ -214,6 +279,10 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
             f"texture {config.texture_height}x{config.texture_width} must be divisible by {divisor} "
             f"for {len(config.widths)} widths"
         )
+    if config.heads == ("both",):  # as checkpoints of before call these two
+        config.heads = PIXEL_HEADS
+    if unknown := [head for head in config.heads if head not in HEADS] or ([] if config.heads else ["nothing"]):
+        raise GanMaskError(f"heads: {unknown[0]!r} is unknown; known: {', '.join(HEADS)}")
     return config
 
 

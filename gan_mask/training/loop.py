@@ -96,7 +96,8 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
     set_seed(c.seed)  # after the surrogates, some of which draw numbers when they are made
     generator = Generator(
-        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
+        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, appearance_bound=c.appearance_bound,
+        shape_bound=c.shape_bound, light_bound=c.light_bound, kernel=c.kernel, residual_bound=c.residual_bound,
         placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
         default_template=default_template(c), trained_against=trained_against(c),
         trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),

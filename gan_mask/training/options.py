@@ -9,7 +9,7 @@ from gan_mask import config, files, templates
 from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
 from gan_mask.masking import PlacementName
-from gan_mask.networks import KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
+from gan_mask.networks import APPEARANCE, FACE_HEADS, HEADS, KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
 from gan_mask.surrogates import Goal
 
 GENERATOR_NOISE = 32  # length of z
@@ -47,7 +47,12 @@ class TrainConfig:
         "", "checkpoint to fine-tune: the generator begins with its weights, not with random ones", group="networks"
     )
     widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution", within=WIDTHS)
-    heads: Literal["filter", "residual", "both"] = option("both", "what the generator predicts")
+    heads: tuple[str, ...] = option(FACE_HEADS, f"what the generator predicts, of {', '.join(HEADS)}")
+    appearance_bound: float = option(
+        2.0, "largest change of the appearance, standard deviations among people", within=APPEARANCE
+    )
+    shape_bound: float = option(0.05, "largest displacement, fraction of the texture's width", within=FRACTION)
+    light_bound: float = option(0.06, "largest change of the light, luminance in [0, 1]", within=FRACTION)
     kernel: int = option(5, "side of the filter kernels, texels", within=KERNEL)
     residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]", within=FRACTION)
     placement: PlacementName = option("seamless", "how masks are worn: cloned into the face, or laid over it (paper)")
@@ -65,6 +70,9 @@ class TrainConfig:
     smooth: float = option(1.0, "weight: total variation of what the generator changes", within=WEIGHT)
     dodging_margin: float = option(0.25, "how far below threshold, in units of 1 - threshold", within=Range(0, 2))
     detection_margin: float = option(2.0, "how far beyond the detectors' decision, logits", within=Range(0, 100))
+    plausible: float = option(
+        1.0, "weight: how far the lower face is from those of people, squared deviations beyond two", within=WEIGHT
+    )
     r1: float = option(1.0, "weight gamma of the R1 penalty", within=WEIGHT)
     r1_every: int = option(8, "steps between R1 penalties, each counted as many times", within=COUNT)
 
@@ -110,7 +118,7 @@ def check(c: TrainConfig) -> None:
 
 
 # What options that are newer than a run stood at before there were any.
-EARLIER: dict[str, Any] = {"placement": "paper"}
+EARLIER: dict[str, Any] = {"placement": "paper", "plausible": 0.0}
 
 
 def default_template(c: TrainConfig) -> str:
