@@ -22,9 +22,9 @@ OWN = "own"  # as default_template: the texture lies in the checkpoint, since it
 
 # Ranges of what shapes the networks; a stranger's file must not take all memory either.
 WIDTHS = Range(1, 4096, also=("below 32 or a multiple of 16", lambda width: width % max(width // 16, 1) == 0))
+DEVIATIONS = Range(0, 10)
 KERNEL = Range(1, 31, also=("odd", lambda side: side % 2 == 1))
 SOFTNESS = Range(0, below=0.5)
-APPEARANCE = Range(0, 10)
 
 
 @dataclass
@@ -36,7 +36,7 @@ class GeneratorConfig:
     )  # channels per resolution: half the texture's, a quarter, ...
     noise: int = limited(32, Range(1, 4096))  # length of z
     heads: tuple[str, ...] = ("filter", "residual")  # of HEADS
-    appearance_bound: float = limited(2.0, APPEARANCE)  # standard deviations; see facespace.Face for the three
+    appearance_bound: float = limited(2.0, DEVIATIONS)  # standard deviations; see facespace.Face for the three
     shape_bound: float = limited(0.05, FRACTION)  # of the texture's width
     light_bound: float = limited(0.06, FRACTION)  # luminance, in [0, 1] units
     kernel: int = limited(5, KERNEL)  # K of the K x K filter, odd
@@ -232,8 +232,7 @@ class Generator(nn.Module, PyTorchModelHubMixin):
     def other_face(self, faces: Tensor, landmarks: Tensor, adapted: Tensor, seed: int = 0) -> facespace.Face:
         """What the generator changes about templates that are adapted to the wearers already."""
         own = masking.unwrap(faces, landmarks, self.texture_size)
-        z = self.noise(len(faces), seed)
-        return self.net.other_face(own.to(z), adapted.to(z), z)
+        return self.net.other_face(own, adapted.to(faces), self.noise(len(faces), seed))
 
     def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
         """Masked faces (B, 3, H, W) in [0, 1], of the faces' dtype; arguments as in `texture`."""

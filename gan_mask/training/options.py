@@ -9,7 +9,7 @@ from gan_mask import config, files, templates
 from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
 from gan_mask.masking import PlacementName
-from gan_mask.networks import APPEARANCE, FACE_HEADS, HEADS, KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
+from gan_mask.networks import DEVIATIONS, FACE_HEADS, HEADS, KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
 from gan_mask.surrogates import Goal
 
 GENERATOR_NOISE = 32  # length of z
@@ -49,7 +49,7 @@ class TrainConfig:
     widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution", within=WIDTHS)
     heads: tuple[str, ...] = option(FACE_HEADS, f"what the generator predicts, of {', '.join(HEADS)}")
     appearance_bound: float = option(
-        2.0, "largest change of the appearance, standard deviations among people", within=APPEARANCE
+        2.0, "largest change of the appearance, standard deviations among people", within=DEVIATIONS
     )
     shape_bound: float = option(0.05, "largest displacement, fraction of the texture's width", within=FRACTION)
     light_bound: float = option(0.06, "largest change of the light, luminance in [0, 1]", within=FRACTION)
@@ -71,7 +71,7 @@ class TrainConfig:
     dodging_margin: float = option(0.25, "how far below threshold, in units of 1 - threshold", within=Range(0, 2))
     detection_margin: float = option(2.0, "how far beyond the detectors' decision, logits", within=Range(0, 100))
     plausible: float = option(
-        1.0, "weight: how far the lower face is from those of people, squared deviations beyond two", within=WEIGHT
+        1.0, "weight: how far a lower face is from those of people, squared deviations beyond two", within=WEIGHT
     )
     r1: float = option(1.0, "weight gamma of the R1 penalty", within=WEIGHT)
     r1_every: int = option(8, "steps between R1 penalties, each counted as many times", within=COUNT)
@@ -113,7 +113,10 @@ def check(c: TrainConfig) -> None:
     config.check(c)
     if not (c.embedders or c.detectors):
         raise GanMaskError("--embedders, --detectors: no network to make masks against; name one at least")
-    shape = {name: getattr(c, name) for name in ("widths", "heads", "kernel", "residual_bound", "softness")}
+    shape = {
+        name: getattr(c, name)
+        for name in ("widths", "heads", "kernel", *(f"{head}_bound" for head in (*FACE_HEADS, "residual")), "softness")
+    }
     generator_config(shape)  # which number of widths fits
 
 
