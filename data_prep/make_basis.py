@@ -8,8 +8,8 @@ people whose faces are templates, and their mirror images. Nobody else: an evalu
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from gan_mask import files, likeness, masking
+from gan_mask import commands, files, likeness, masking
 from gan_mask.facespace import BASIS
 from gan_mask.landmarks import flip
 from gan_mask.templates import ASSETS, TEMPLATE_PEOPLE
@@ -39,17 +39,28 @@ def forms() -> torch.Tensor:
     return masking.structure(likeness.luminance(masking.unwrap(faces, landmarks)))[:, 0]
 
 
-def main(out: Path = BASIS) -> None:
+def write_basis(out: Path) -> str:
+    """Write the file; what it holds, in words."""
     rows = forms().double()
     mean = rows.mean(0)
     _, sizes, directions = torch.linalg.svd((rows - mean).flatten(1), full_matrices=False)
     deviations = sizes[:COMPONENTS] / len(rows) ** 0.5
     components = (deviations[:, None] * directions[:COMPONENTS]).view(COMPONENTS, *rows.shape[1:])
     held = sizes[:COMPONENTS].square().sum() / sizes.square().sum()
-    print(f"{len(rows)} views, {COMPONENTS} components hold {held:.1%} of the variance")
     with files.replacing(out) as temporary:
         temporary.write_bytes(save({"components": components.half().contiguous(), "mean": mean.half()}))
+    return f"{len(rows)} views, {COMPONENTS} components hold {held:.1%} of the variance"
+
+
+def main() -> None:
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("output").add_argument
+    add("out", type=Path, metavar="FILE", nargs="?", default=BASIS, help="the file (default: the package's own)")
+    commands.add_message_options(parser)
+    args = parser.parse_args()
+    with commands.ending("the same command starts anew"):
+        print(write_basis(args.out))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

@@ -254,9 +254,11 @@ def test_looks_on_photos_are_those_of_the_largest_face_at_its_own_size(tmp_path,
         return [[SimpleNamespace(landmarks=points)] if len(image) == 300 else [] for image in images]
 
     bank = torch.full((2, 3, 72, 96), 0.5)
-    methods = {name: attacks.method(name) for name in ("none", "dm")}
+    hard = attacks.Options(softness=0.0)
+    methods = {name: attacks.method(name, options=hard) for name in ("none", "dm")}
     e = Experiment(
-        tmp_path, None, None, methods, bank, False, 0.0, {}, {}, 0, SimpleNamespace(find=find), "cpu"  # type: ignore[arg-type]
+        tmp_path, None, None, methods, bank, (72, 96), False, {}, {}, np.array([], int),  # type: ignore[arg-type]
+        SimpleNamespace(find=find), "cpu",  # type: ignore[arg-type]
     )  # fmt: skip
     result = large_photos.measure(e, GeneratorConfig(), str(tmp_path / "in"))
     assert (result["photos"], result["people"]) == (3, 2)
