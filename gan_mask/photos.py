@@ -11,7 +11,7 @@ from gan_mask import likeness, masking
 from gan_mask.faces import to_8_bit
 from gan_mask.masking import PlacementName
 
-PIXELS = 500000  # of the photo that are worked on at once, which bounds the memory
+PIXELS = 500_000  # of the photo that are worked on at once, which bounds the memory
 CROP_SCALE = 1.25  # photo pixels per texel up to which a face counts as no larger than in its crop
 LARGEST = 8  # a texel becomes at most so many by so many, smoothly; beyond that they are interpolated linearly
 
