@@ -85,9 +85,10 @@ def placement() -> Figure:
         attacks.method(name).wear(wearer, points, texture) for name, texture in (("dm", bank), ("dm-seamless", adapted))
     ]
     added = masking.wear(torch.full_like(wearer, 0.5), points, change, own=torch.zeros_like(change))
-    figure, axes = plt.subplots(1, 6, figsize=(18, 3.5), layout="constrained")
+    figure, grid = plt.subplots(2, 3, figsize=(11, 8.2), layout="constrained")
+    axes = grid.ravel()
     show(axes[0], wearer, "the wearer")
-    show(axes[1], bank, "the template that suits best", unit=True)
+    show(axes[1], bank, "the template that suits best,\nin canonical mask space", unit=True)
     show(axes[2], worn[0], "paper: laid over the face")
     show(axes[3], adapted, "in the wearer's colours,\ncontrast and sharpness", unit=True)
     show(axes[4], added, "what seamless placement adds\n(grey: nothing)")
