@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gan_mask import commands  # noqa: E402
+from gan_mask import commands, config  # noqa: E402
+from gan_mask.config import COUNT, LEARNING_RATE, SEED, Range  # noqa: E402
 from gan_mask.data import PreparedSet  # noqa: E402
 from gan_mask.harden.pictures import (  # noqa: E402
     BACKGROUND,
@@ -39,16 +40,21 @@ from gan_mask.pretrained.classifier import SIZE, MaskClassifierNet, save  # noqa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("input and output").add_argument
     add("--data", required=True, help="prepared set of unmasked faces (data_prep/prepare.py); required")
     add("--real-masks", required=True, help="zip with with_mask/, without_mask/ and labels.csv; required")
     add("--out", required=True, help="safetensors file to write; required")
     add = parser.add_argument_group("training").add_argument
-    add("--steps", type=int, default=1500, help="optimiser steps (default: 1500)")
-    add("--batch-size", type=int, default=48, help="pictures per step (default: 48)")
-    add("--learning-rate", type=float, default=2e-3, help="largest one of AdamW's cycle (default: 0.002)")
-    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+    add("--steps", type=config.number(int, COUNT), default=1500, help="optimiser steps (default: 1500)")
+    add("--batch-size", type=config.number(int, Range(1, 65536)), default=48, help="pictures per step (default: 48)")
+    add(
+        "--learning-rate",
+        type=config.number(float, LEARNING_RATE),
+        default=2e-3,
+        help="largest one of AdamW's cycle (default: 0.002)",
+    )
+    add("--seed", type=config.number(int, SEED), default=0, help="of everything random (default: 0)")
     commands.add_message_options(parser)
     args = parser.parse_args()
     with commands.ending("the same command starts anew"):

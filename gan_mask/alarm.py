@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_mask import attacks, commands, config, files, masking, pretrained, templates
-from gan_mask.config import option
+from gan_mask.config import COUNT, FRACTION, RATE, SEED, option
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.landmarks import FRAMING, frame
@@ -150,11 +150,15 @@ class AlarmConfig:
     )
     checkpoint: str = option("", "generator: its folder")
     templates: tuple[str, ...] = option(("faces",), "what is printed on the masks")
-    own_templates: float = option(0.5, "share of masks that show another person of the set instead")
-    faces: int = option(300, "unmasked faces, and faced masks, to fit to", group="fit and operating point")
-    calibration_faces: int = option(600, "unmasked faces of the val split at most")
-    false_alarms: float = option(0.005, "largest share of them that may raise the alarm; half of what is promised")
-    seed: int = option(0, "of every random choice")
+    own_templates: float = option(0.5, "share of masks that show another person of the set instead", within=FRACTION)
+    faces: int = option(
+        300, "unmasked faces, and faced masks, to fit to", group="fit and operating point", within=COUNT
+    )
+    calibration_faces: int = option(600, "unmasked faces of the val split at most", within=COUNT)
+    false_alarms: float = option(
+        0.005, "largest share of them that may raise the alarm; half of what is promised", within=RATE
+    )
+    seed: int = option(0, "of every random choice", within=SEED)
 
 
 def calibrate(c: AlarmConfig) -> Alarm:
@@ -162,14 +166,11 @@ def calibrate(c: AlarmConfig) -> Alarm:
     from gan_mask.harden.pools import faced_masks
     from gan_mask.networks import load_generator
 
-    if not c.data or not c.out:
-        raise GanMaskError("--data (a prepared set) and --out (a JSON file) are needed")
+    config.check(c)
     if wrong := [m for m in c.against if m not in ("generator", "dm")] or ([] if c.against else ["nothing"]):
         raise GanMaskError(f"--against {wrong[0]}: the alarm learns from generator and dm")
     if "generator" in c.against and not c.checkpoint:
         raise GanMaskError("--against generator needs --checkpoint, a generator's folder")
-    if not 0 < c.false_alarms < 1:
-        raise GanMaskError(f"--false_alarms must lie between 0 and 1, got {c.false_alarms}")
     features = Features(pretrained.load_detector(c.detector), [pretrained.load_embedder(e) for e in c.embedders])
     train, val = PreparedSet(c.data, "train"), PreparedSet(c.data, "val")
     rng = np.random.default_rng(c.seed)

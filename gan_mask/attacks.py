@@ -23,9 +23,9 @@ from tqdm import tqdm
 from gan_mask import augment, config, likeness, losses, masking
 from gan_mask import templates as shipped
 from gan_mask.augment import Draws
-from gan_mask.config import option
+from gan_mask.config import FRACTION, WEIGHT, Range, option
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import Generator, filter_texture
+from gan_mask.networks import KERNEL, Generator, filter_texture
 from gan_mask.pretrained import contract
 from gan_mask.surrogates import Goal, Surrogates, evasion_terms
 
@@ -81,30 +81,32 @@ def dm_adapted(faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
 class Options:
     """Of the two optimised methods; colours are in [0, 1], so a step of 8-bit colour is 1/255 = 0.0039."""
 
-    steps: int = option(100, "gradient steps at most")
-    bound: float = option(12 / 255, "L-infinity bound of the noise, in [0, 1] of colour")
-    step_size: float = option(1.5 / 255, "advnoise-dm: each sign step, in [0, 1] of colour")
-    momentum: float = option(0.9, "advnoise-dm: decay of the gathered gradient, in [0, 1)")
-    kernel: int = option(5, "mf2m: side of the filter kernels, texels, odd")
-    filter_rate: float = option(0.005, "mf2m: Adam's learning rate of the kernels")
-    noise_rate: float = option(1 / 255, "mf2m: Adam's learning rate of the noise, in [0, 1] of colour")
-    smooth: float = option(10.0, "mf2m: weight of the total variation of the kernels and of the texture's change")
-    diversity: float = option(0.5, "strength of the augmentations before the surrogates; 0: none, 1: as in training")
-    dodging_margin: float = option(0.25, "how far below the threshold to get, in units of 1 - threshold")
-    detection_margin: float = option(2.0, "how far beyond the detectors' decision to get, logits")
-    patience: int = option(3, "steps in a row at which a face meets its goal before it is left alone; 0: never")
+    steps: int = option(100, "gradient steps at most", within=Range(0, 2**31 - 1))
+    bound: float = option(12 / 255, "L-infinity bound of the noise, in [0, 1] of colour", within=FRACTION)
+    step_size: float = option(1.5 / 255, "advnoise-dm: each sign step, in [0, 1] of colour", within=FRACTION)
+    momentum: float = option(0.9, "advnoise-dm: decay of the gathered gradient, in [0, 1)", within=Range(0, below=1))
+    kernel: int = option(5, "mf2m: side of the filter kernels, texels, odd", within=KERNEL)
+    filter_rate: float = option(0.005, "mf2m: Adam's learning rate of the kernels", within=WEIGHT)
+    noise_rate: float = option(1 / 255, "mf2m: Adam's learning rate of the noise, in [0, 1] of colour", within=WEIGHT)
+    smooth: float = option(
+        10.0, "mf2m: weight of the total variation of the kernels and of the texture's change", within=WEIGHT
+    )
+    diversity: float = option(
+        0.5, "strength of the augmentations before the surrogates; 0: none, 1: as in training", within=Range(0, 10)
+    )
+    dodging_margin: float = option(
+        0.25, "how far below the threshold to get, in units of 1 - threshold", within=Range(0, 2)
+    )
+    detection_margin: float = option(2.0, "how far beyond the detectors' decision to get, logits", within=Range(0, 100))
+    patience: int = option(
+        3, "steps in a row at which a face meets its goal before it is left alone; 0: never", within=Range(0, 2**31 - 1)
+    )
     placement: masking.PlacementName = "paper"
     softness: float = 0.03  # at the mask's edge, fraction of the mask's width
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "bound", "step_size", "filter_rate", "noise_rate", "smooth", "diversity", "patience"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise GanMaskError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise GanMaskError(f"--kernel must be odd, so that a kernel has a middle; got {self.kernel}")
-        if not 0 <= self.momentum < 1:
-            raise GanMaskError(f"--momentum must be in [0, 1), got {self.momentum}")
+        config.check(self, config.dashed)
 
     @property
     def goal(self) -> Goal:
@@ -119,7 +121,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def options_of(args: argparse.Namespace, softness: float) -> Options:
     """What the command line says, with its --seed and --placement. softness: of the masks' edges, of their width."""
-    return config.from_values(Options, {**vars(args), "softness": softness})
+    return config.from_values(Options, {**vars(args), "softness": softness}, config.dashed)
 
 
 class Record(NamedTuple):

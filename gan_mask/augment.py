@@ -66,6 +66,16 @@ def shift_image(images: Tensor, draws: Draws, strength: float) -> Tensor:
         return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
+def enlarge(images: Tensor, centres: Tensor, factor: float) -> Tensor:
+    """The part of images (B, C, H, W) around centres (B, 2) px that fills them when enlarged; edges repeated."""
+    size = images.shape[2:]
+    middle = (2 * centres + 1) / centres.new_tensor([size[1], size[0]]) - 1
+    matrix = (torch.eye(2).to(middle) / factor).expand(len(images), 2, 2)
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(torch.cat([matrix, middle[..., None]], 2).float(), list(images.shape), align_corners=False)
+        return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
 def relight(images: Tensor, draws: Draws, strength: float) -> Tensor:
     """Random brightness, contrast and saturation; strength 1: +-0.1, +-15 %, +-20 %. Stays in [0, 1]."""
     brightness = draws.uniform(1, 1, 1, low=-0.1, high=0.1) * strength

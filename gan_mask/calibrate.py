@@ -5,7 +5,6 @@ python -m gan_mask.calibrate --data PREPARED --embedder NAME [--split train|val|
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -73,7 +72,7 @@ def save(result: dict[str, Any], name: str, out: Path | None) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gan_mask.calibrate", description=(__doc__ or "").split("\n")[0])
+    parser = commands.Parser(prog="python -m gan_mask.calibrate", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument_group("calibration").add_argument
     add("--data", required=True, help="prepared set (see data_prep/prepare.py); required")
     add("--embedder", required=True, help="name, or onnx:SIDECAR.json; required")

@@ -12,9 +12,9 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -31,6 +31,37 @@ def forget_old_shapes() -> None:
     1,024 of them by default. Face detection has new shapes with every photo.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+class Parser(argparse.ArgumentParser):
+    """What every command's options are read with.
+
+    --batch_size and --batch-size are one option, however its name is written, and a wrong value is one line.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(self._spelt(sys.argv[1:] if args is None else args), namespace)
+        for action in self._actions:  # a list without items is written in another way
+            values = getattr(found, action.dest, None)
+            if isinstance(values, list) and "" in values:
+                self.error(str(argparse.ArgumentError(action, "expected names, got ''")))
+        return found, rest
+
+    def _spelt(self, args: Sequence[str]) -> list[str]:
+        """The arguments with the words of options' names joined as here: by underscores or dashes."""
+        end = list(args).index("--") if "--" in args else len(args)
+        return [self._known(a) if a.startswith("--") else a for a in args[:end]] + list(args[end:])
+
+    def _known(self, argument: str) -> str:
+        name, equals, value = argument[2:].partition("=")
+        for spelt in (name, name.replace("-", "_"), name.replace("_", "-")):
+            if any(known.startswith(f"--{spelt}") for known in self._option_string_actions):
+                return f"--{spelt}{equals}{value}"
+        return argument
+
+    def error(self, message: str) -> NoReturn:
+        complaint = message.removeprefix("argument ")
+        self.exit(2, f"error: {printable(complaint)}; {self.prog} --help lists the options\n")
 
 
 class Messages:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from gan_mask import landmarks as lm
 from gan_mask.errors import GanMaskError
-from gan_mask.files import read_json
+from gan_mask.files import read_json, sha256
 
 EMBEDDED = Path(__file__).parent / "assets" / "synthfaces.zip"  # photos of synthetic people, made by us
 FORMAT = 1
@@ -108,6 +108,10 @@ class PreparedSet(Dataset[dict[str, Any]]):
         if not torch.isfinite(points).all():
             raise GanMaskError(f"{self.path / 'index.npy'}: landmarks of face {i} are damaged; prepare the set again")
         return points
+
+    def fingerprint(self) -> str:
+        """Changes with the faces of the set and their order."""
+        return sha256(self.path / "index.npy")
 
     def person(self, i: int) -> str:
         """Name of the person."""

@@ -8,6 +8,7 @@ model likewise).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +21,33 @@ from gan_mask import likeness, masking
 from gan_mask.files import read_safetensors
 
 BASIS = Path(__file__).parent / "assets" / "lower_faces.safetensors"  # data_prep/make_basis.py
-SHAPE = (9, 12)  # control points of the displacement
-LIGHT = (18, 24)  # and of the light
+COMPONENTS = 80
+SHAPE = (9, 12)  # control points of the displacement, and twice as many of the light, at 72 x 96 texels
 
 
 class Face(NamedTuple):
     """What is changed about B templates; all zeros change nothing."""
 
     appearance: Tensor  # (B, K) standard deviations of the people in the basis
-    shape: Tensor  # (B, 2, 9, 12) displacement x, y, as a fraction of the texture's width
-    light: Tensor  # (B, 1, 18, 24) added luminance, in [0, 1] units
+    shape: Tensor  # (B, 2, ...) displacement x, y at control points, as a fraction of the texture's width
+    light: Tensor  # (B, 1, ...) added luminance at control points, in [0, 1] units
+
+
+class Bounds(NamedTuple):
+    """The largest change of each; 0 switches it off."""
+
+    appearance: float = 2.0  # standard deviations
+    shape: float = 0.05  # of the texture's width
+    light: float = 0.06  # luminance in [0, 1]
+
+    def face(self, raw: Sequence[Tensor]) -> Face:
+        """Unbounded numbers of a network or an optimiser to changes within the bounds."""
+        return Face(*(bound * value.tanh() for bound, value in zip(self, raw, strict=True)))
+
+    def raw(self, face: Face) -> list[Tensor]:
+        """The inverse of `face`."""
+        near = 1 - 1e-4
+        return [(value / max(bound, 1e-6)).clamp(-near, near).atanh() for bound, value in zip(self, face, strict=True)]
 
 
 class Basis(NamedTuple):
@@ -61,6 +79,23 @@ def paint(templates: Tensor, face: Face, of: Basis) -> Tensor:
     size, opacity = (templates.shape[2], templates.shape[3]), masking.seam_opacity(templates)
     other = templates + torch.einsum("bk,khw->bhw", face.appearance, of.components)[:, None]
     return displaced(other, _smooth(face.shape, size) * opacity) + _smooth(face.light, size) * opacity
+
+
+def implausible(templates: Tensor, of: Basis) -> Tensor:
+    """How far painted lower faces (B, 3, h, w) lie outside of what people look like: (B,), 0 within two deviations."""
+    return F.relu(coordinates(templates, of).abs() - 2).square().mean(1)
+
+
+def roughness(face: Face, bounds: Bounds) -> Tensor:
+    """Mean squared difference of neighbouring control points, in units of the bounds: (B,)."""
+    total = face.appearance.new_zeros(len(face.appearance))
+    for points, bound in ((face.shape, bounds.shape), (face.light, bounds.light)):
+        if bound:
+            relative = points / bound
+            total = (
+                total + relative.diff(dim=2).square().mean((1, 2, 3)) + relative.diff(dim=3).square().mean((1, 2, 3))
+            )
+    return total
 
 
 def displaced(texture: Tensor, by: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,45 @@ def replacing(path: str | Path) -> Iterator[Path]:
         sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+LOCK = ".lock"  # stays in the folder; what counts is who holds it
+_held: set[Any] = set()
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Make `folder` this command's own while it works there; GanMaskError when another command has it.
+
+    The system lets go of the lock when the process ends, in whatever way.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GanMaskError(
+                f"{folder}: another command is writing there; wait for it, or choose another folder"
+            ) from None
+        except OSError as error:  # some network file systems
+            print(f"warning: {folder}: cannot be locked ({error.strerror}); let no other command write there",
+                  file=sys.stderr)  # fmt: skip
+        _held.add(lock)
+        try:
+            yield
+        finally:
+            _held.discard(lock)
+
+
+def _let_go() -> None:
+    """In a forked process, such as a loader's: it must not keep the lock when its parent is killed."""
+    for lock in _held:
+        lock.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -104,6 +145,12 @@ def digest(text: str) -> str:
 def safe_name(text: str) -> str:
     """`text` as part of a file name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+
+
+def without_folder(name: str) -> str:
+    """The name of a network, template or file as a file that is passed on tells it: no path of this machine."""
+    scheme = "onnx:" if name.startswith("onnx:") else ""
+    return scheme + Path(name.removeprefix(scheme)).name
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

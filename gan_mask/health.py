@@ -24,7 +24,7 @@ class Health:
 
     def __init__(self, judged: bool) -> None:
         self.judged = judged  # whether the discriminator's opinion counts in the generator's loss
-        self.streaks = {"discriminator": 0, "texture": 0}
+        self.streaks = {"generator": 0, "discriminator": 0, "texture": 0}
 
     @property
     def good(self) -> bool:
@@ -32,6 +32,11 @@ class Health:
 
     def look(self, terms: dict[str, Tensor], norms: tuple[float, ...], texture: Tensor, template: Tensor) -> None:
         """terms: losses (B,); norms: of the generator's and the discriminator's gradients; textures (B, 3, h, w)."""
+        self._count(
+            "generator", norms[0] == 0,
+            "no gradient reaches the generator ('g_norm' is 0), so that it learns nothing. "
+            "Give a loss that has something to teach a weight above 0, such as --fidelity or --dodging",
+        )  # fmt: skip
         loss = float(terms["d_logistic"].detach().mean())
         if self.judged:
             self._count(

@@ -33,6 +33,11 @@ def dodging_hinge(similarity: Tensor, threshold: float, margin: float) -> Tensor
     return F.relu((similarity - threshold) / (1 - threshold) + margin)
 
 
+def smooth_maximum(values: Tensor, sharpness: float = 4.0) -> Tensor:
+    """Mean of (B, N) weighted by softmax(sharpness * values), the weights constant: (B,), between mean and maximum."""
+    return (values * (sharpness * values.detach()).softmax(1)).sum(1)
+
+
 def undetected_hinge(mask_logit: Tensor, margin: float) -> Tensor:
     """Mask detector's logit above -margin; a mask is reported where the logit is positive."""
     return F.relu(mask_logit + margin)

@@ -71,6 +71,8 @@ class Placement(NamedTuple):
     size: tuple[int, int]  # H, W of the images
 
 
+ROUNDING = 0.01  # by which colours may be outside of [0, 1]: resampling and half precision are not exact
+
 NOWHERE = -2.0  # left of canonical space; sampled there, its corner answers, where every mask has faded out
 
 
@@ -89,7 +91,8 @@ def unwrap(image: Tensor, landmarks: Tensor, texture_size: tuple[int, int] = TEX
     """Image to canonical mask space: (B, C, H, W), (B, 68, 2) px -> (B, C, h, w).
 
     Landmarks may lie outside the image; its border is repeated there. Texels outside the mask's
-    polygon repeat the polygon's edge.
+    polygon repeat the polygon's edge. In float32, or float64 for such images.
+    GanMaskError unless the image is of floating-point colours in [0, 1].
     """
     _check(image, landmarks)
     with torch.autocast(image.device.type, enabled=False):
@@ -126,25 +129,34 @@ def wear(
 ) -> Tensor:
     """Put the mask on: face (B, C, H, W), landmarks (B, 68, 2) px, texture (B, C, h, w) -> (B, C, H, W).
 
-    Differentiable in all three; outside of the region the result equals `face` bit for bit.
+    Differentiable in all three; outside of the region the result equals `face` bit for bit and has its dtype.
     softness: as in `region`.
     own: the wearer's own texture (`unwrap`), if the face is to change by the difference between the two instead of
     being covered: where they agree it stays as it is, and detail too fine for a texture stays everywhere. In [0, 1].
+    GanMaskError unless both pictures are of floating-point colours in [0, 1]; beside `own` the texture's may be others.
     """
     if isinstance(landmarks, Tensor):
         _check(face, landmarks)
+    check_pictures(texture, "texture", values=own is None and isinstance(landmarks, Tensor) and _unhurried(texture))
+    return lay(face, landmarks, texture, softness, own)
+
+
+def lay(
+    face: Tensor, landmarks: Tensor | Placement, texture: Tensor, softness: float = 0.0, own: Tensor | None = None
+) -> Tensor:
+    """`wear` for layers of any values, such as differences of colours."""
     if texture.shape[:2] != face.shape[:2]:
         raise GanMaskError(f"texture {tuple(texture.shape)} and face {tuple(face.shape)} differ in batch or channels")
     placement = _placement(landmarks, *face.shape[2:])
     with torch.autocast(face.device.type, enabled=False):
-        face, texture = _full_precision(face), _full_precision(texture).to(face.dtype)
-        grid = placement.grid.to(face.dtype)
-        under, opacity = _box(face, placement), _opacity(grid, softness)
+        bare = _full_precision(_box(face, placement))
+        grid = placement.grid.to(bare.dtype)
+        texture, opacity = _full_precision(texture).to(bare.dtype), _opacity(grid, softness)
         if own is None:
-            worn = torch.lerp(under, _sample(texture, grid), opacity)
+            worn = torch.lerp(bare, _sample(texture, grid), opacity)
         else:
-            change = _sample(texture - _full_precision(own).to(face.dtype), grid)
-            worn = torch.addcmul(under, opacity, change).clamp_(0, 1)
+            change = _sample(texture - _full_precision(own).to(bare.dtype), grid)
+            worn = torch.addcmul(bare, opacity, change).clamp_(0, 1)
         result = face.clone()
         _box(result, placement).copy_(worn)
         return result
@@ -192,7 +204,7 @@ def put_on(
     """The masked face, by either placement: arguments and result as in `wear`, in [0, 1].
 
     "paper": the texture covers the face, fading by `softness` at its edge, as in DM.
-    "seamless": cloned into the wearer's own texture, whose fine detail stays.
+    "seamless": cloned into the wearer's own texture, whose fine detail stays; the texture's colours may leave [0, 1].
     pixels: where the masks lie, if the caller has found it already (`place`).
     """
     where = landmarks if pixels is None else pixels
@@ -216,6 +228,22 @@ def _check(image: Tensor, landmarks: Tensor) -> None:
             "expected image (B, C, H, W) and landmarks (B, 68, 2), "
             f"got {tuple(image.shape)} and {tuple(landmarks.shape)}"
         )
+    check_pictures(image, "image", values=_unhurried(image))
+
+
+def _unhurried(images: Tensor) -> bool:
+    """Whether a look at the values costs nothing: a training step on a GPU must not wait for one."""
+    return images.device.type == "cpu" or not torch.is_grad_enabled()
+
+
+def check_pictures(images: Tensor, what: str, values: bool = False) -> None:
+    """GanMaskError unless these are floating-point colours; with `values`, which waits for a GPU, in [0, 1]."""
+    if not images.is_floating_point():
+        raise GanMaskError(f"{what}: expected floating-point colours in [0, 1], got {images.dtype}; divide by 255")
+    if values and images.numel():
+        low, high = (float(edge) for edge in images.detach().aminmax())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too
+            raise GanMaskError(f"{what}: expected colours in [0, 1], got {low:.4g} to {high:.4g}")
 
 
 def _full_precision(x: Tensor) -> Tensor:

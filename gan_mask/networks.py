@@ -4,40 +4,55 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from gan_mask import likeness, masking
-from gan_mask.config import from_values
+from gan_mask import facespace, likeness, masking
+from gan_mask.config import FRACTION, Range, from_values, limited, to_dict
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json, read_safetensors
 
 SHIPPED = Path(__file__).parent / "assets" / "lfw160"  # the default generator; its card: checkpoints/lfw160
 
+OWN = "own"  # as default_template: the texture lies in the checkpoint, since it is none of the shipped ones
+
+# Ranges of what shapes the networks; a stranger's file must not take all memory either.
+WIDTHS = Range(1, 4096, also=("below 32 or a multiple of 16", lambda width: width % max(width // 16, 1) == 0))
+DEVIATIONS = Range(0, 10)
+KERNEL = Range(1, 31, also=("odd", lambda side: side % 2 == 1))
+SOFTNESS = Range(0, below=0.5)
+
 
 @dataclass
 class GeneratorConfig:
-    texture_height: int = masking.TEXTURE[0]  # texels
-    texture_width: int = masking.TEXTURE[1]  # texels
-    widths: tuple[int, ...] = (32, 64, 128)  # channels per resolution: half the texture's, a quarter, ...
-    noise: int = 32  # length of z
-    heads: Literal["filter", "residual", "both"] = "both"
-    kernel: int = 5  # K of the K x K filter, odd
-    residual_bound: float = 0.12  # largest change of a texel by the residual head, in [0, 1] units
+    texture_height: int = limited(masking.TEXTURE[0], Range(1, 1024))  # texels
+    texture_width: int = limited(masking.TEXTURE[1], Range(1, 1024))  # texels
+    widths: tuple[int, ...] = limited(
+        (32, 64, 128), WIDTHS
+    )  # channels per resolution: half the texture's, a quarter, ...
+    noise: int = limited(32, Range(1, 4096))  # length of z
+    heads: tuple[str, ...] = ("filter", "residual")  # of HEADS
+    appearance_bound: float = limited(2.0, DEVIATIONS)  # standard deviations; see facespace.Face for the three
+    shape_bound: float = limited(0.05, FRACTION)  # of the texture's width
+    light_bound: float = limited(0.06, FRACTION)  # luminance, in [0, 1] units
+    kernel: int = limited(5, KERNEL)  # K of the K x K filter, odd
+    residual_bound: float = limited(0.12, FRACTION)  # largest change of a texel by the residual head, in [0, 1] units
     placement: masking.PlacementName = "paper"  # how its masks are worn: masking.put_on
-    softness: float = 0.03  # fade at the mask's edge, fraction of the mask's width; of placement "paper" only
-    size: int = 160  # pixels: side of the crops it was trained on
-    margin: float = 0.375  # framing of those crops, see landmarks.frame
-    default_template: str = "face-001"  # or "match": the shipped face that suits each wearer best
+    softness: float = limited(0.03, SOFTNESS)  # of placement "paper": fade at the edge, of the mask's width
+    size: int = limited(160, Range(1, 4096))  # pixels: side of the crops it was trained on
+    margin: float = limited(0.375, Range(0, 2))  # framing of those crops, see landmarks.frame
+    default_template: str = "face-001"  # "match": the shipped face that suits each wearer best; OWN: the checkpoint's
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
     trained_against_weights: tuple[str, ...] = ()  # of these, see pretrained.protocol.weights_digest; older ones: none
 
 
-LARGEST = {"widths": 4096, "noise": 4096, "kernel": 31, "texture_height": 1024, "texture_width": 1024, "size": 4096}
+FACE_HEADS = ("appearance", "shape", "light")  # another face, see facespace
+PIXEL_HEADS = ("filter", "residual")  # MF2M's kernels and noise, texel by texel
+HEADS = (*FACE_HEADS, *PIXEL_HEADS)
 
 
 def filter_texture(texture: Tensor, kernels: Tensor) -> Tensor:
@@ -70,11 +85,33 @@ class Block(nn.Module):
         return F.silu(self.norm2(self.conv2(x)) * (1 + scale) + shift)
 
 
+class FaceHead(nn.Module):
+    """From the deepest features and the template's place in the basis to another face. Starts as: no change."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        deep, rows = config.widths[-1], config.texture_height // 2 ** len(config.widths)
+        columns = config.texture_width // 2 ** len(config.widths)
+        self.squeeze = nn.Conv2d(deep, 32, 1)
+        self.mix = nn.Linear(32 * rows * columns + facespace.COMPONENTS, 256)
+        self.appearance = nn.Linear(256, facespace.COMPONENTS)
+        self.points = nn.Conv2d(deep, 2 + 4, 3, padding=1)  # displacement, and light at twice the resolution
+        for layer in (self.appearance, self.points):
+            nn.init.normal_(layer.weight, std=1e-3)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # they have one
+
+    def forward(self, deep: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """deep (B, C, h, w), place (B, K) -> unbounded appearance, shape and light, as facespace.Bounds takes them."""
+        mixed = F.silu(self.mix(torch.cat([self.squeeze(deep).flatten(1), place], 1)))
+        shape, light = self.points(deep).split([2, 4], 1)
+        return self.appearance(mixed).float(), shape.float(), F.pixel_shuffle(light, 2).float()
+
+
 class TextureUNet(nn.Module):
     """Wearer's and template's texture to mask texture, in canonical mask space.
 
-    Predicts MF2M's two ingredients, per-pixel filter kernels and a bounded residual, and applies
-    them to the template's texture. Works on 2x2 texels at a time, which halves its cost.
+    Predicts another face (FACE_HEADS), MF2M's two ingredients (PIXEL_HEADS: per-pixel filter kernels and a bounded
+    residual), or both, and applies them to the template's texture. Works on 2x2 texels at a time.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -82,43 +119,76 @@ class TextureUNet(nn.Module):
         self.config = c = config
         w = c.widths
         self.down = nn.ModuleList(Block(a, b, c.noise) for a, b in zip((4 * 6, *w), w, strict=False))
+        self.bounds = facespace.Bounds(
+            *(getattr(c, f"{head}_bound") if head in c.heads else 0.0 for head in FACE_HEADS)
+        )
+        self.face = FaceHead(c) if any(self.bounds) else None
+        channels = (c.kernel**2 if "filter" in c.heads else 0) + (3 if "residual" in c.heads else 0)
+        if not channels:
+            return
         self.up = nn.ModuleList(Block(a + b, a, c.noise) for a, b in zip(w[:-1], w[1:], strict=True))
-        channels = (c.kernel**2 if c.heads != "residual" else 0) + (3 if c.heads != "filter" else 0)
         self.heads = nn.Conv2d(w[0], 4 * channels, 3, padding=1)
         nn.init.normal_(self.heads.weight, std=0.01)  # starts as DM: identity kernels, no residual
         start = torch.zeros(channels)
-        if c.heads != "residual":
+        if "filter" in c.heads:
             start[c.kernel**2 // 2] = 5.0
         self.heads.bias = nn.Parameter(start.repeat_interleave(4))
 
     def forward(self, face_texture: Tensor, template: Tensor, z: Tensor) -> Tensor:
         """Textures (B, 3, h, w) in [0, 1], z (B, noise) -> (B, 3, h, w) in [0, 1]."""
+        skips = self._features(face_texture, template, z)
+        texture = template.float()
+        if self.face is not None:
+            basis = self._basis(template)
+            texture = facespace.paint(texture, self._other_face(skips[-1], texture, basis), basis)
+        if len(self.config.heads) > sum(head in FACE_HEADS for head in self.config.heads):
+            texture = self._retouch(texture, skips, z)
+        return texture.clamp(0, 1)
+
+    def other_face(self, face_texture: Tensor, template: Tensor, z: Tensor) -> facespace.Face:
+        """What the face heads change, arguments as in `forward`."""
+        deep = self._features(face_texture, template, z)[-1]
+        return self._other_face(deep, template.float(), self._basis(template))
+
+    def _features(self, face_texture: Tensor, template: Tensor, z: Tensor) -> list[Tensor]:
         x = F.pixel_unshuffle(torch.cat([face_texture, template], 1) * 2 - 1, 2)
-        skips = []
+        skips: list[Tensor] = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else F.avg_pool2d(x, 2), z)
-            skips.append(x)
+            skips.append(block(x if level == 0 else F.avg_pool2d(skips[-1], 2), z))
+        return skips
+
+    def _basis(self, like: Tensor) -> facespace.Basis:
+        return facespace.basis((like.shape[2], like.shape[3]), like.device)
+
+    def _other_face(self, deep: Tensor, template: Tensor, basis: facespace.Basis) -> facespace.Face:
+        assert self.face is not None
+        return self.bounds.face(self.face(deep, facespace.coordinates(template, basis)))
+
+    def _retouch(self, texture: Tensor, skips: list[Tensor], z: Tensor) -> Tensor:
+        c, x = self.config, skips[-1]
         for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], 1), z)
-        return self._paint(template.float(), F.pixel_shuffle(self.heads(x), 2).float())
-
-    def _paint(self, texture: Tensor, heads: Tensor) -> Tensor:
-        c = self.config
-        if c.heads != "residual":
+        heads = F.pixel_shuffle(self.heads(x), 2).float()
+        if "filter" in c.heads:
             texture = filter_texture(texture, heads[:, : c.kernel**2].softmax(1))
-        if c.heads != "filter":
+        if "residual" in c.heads:
             texture = texture + c.residual_bound * heads[:, -3:].tanh()
-        return texture.clamp(0, 1)
+        return texture
 
 
 class Generator(nn.Module, PyTorchModelHubMixin):
     """Faces in, masked faces out, in one forward pass: `masked = generator(faces, landmarks)`."""
 
+    template: Tensor  # (3, h, w), where default_template is OWN
+
     def __init__(self, **options: Any) -> None:
         super().__init__()
         options.pop("config", None)  # PyTorchModelHubMixin passes the whole of config.json once more
         self.config = generator_config(options)
+        self._hub_mixin_config = to_dict(self.config)  # all of it, not only what was given: save_pretrained writes it
         self.net = TextureUNet(self.config)
+        if self.config.default_template == OWN:
+            self.register_buffer("template", torch.zeros(3, *self.texture_size))
 
     @property
     def texture_size(self) -> tuple[int, int]:
@@ -127,35 +197,47 @@ class Generator(nn.Module, PyTorchModelHubMixin):
     def noise(self, batch: int, seed: int = 0) -> Tensor:
         """z (B, noise), the same for every face, so that a face's mask does not depend on its batch."""
         z = torch.randn(1, self.config.noise, generator=torch.Generator().manual_seed(seed))
-        return z.expand(batch, -1).to(next(self.parameters()).device)
+        return z.expand(batch, -1).to(next(self.parameters()))
+
+    def default_templates(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        """What the configuration names for these wearers (see `texture`): textures (B or 1, 3, h, w)."""
+        name = self.config.default_template
+        if name == OWN:
+            return self.template[None]
+        from gan_mask import templates  # reads the embedded images, which training does not need
+
+        names = templates.best(faces, landmarks) if name == "match" else [name]
+        return templates.load_all(names, self.texture_size)
 
     def texture(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
         """Mask textures (B, 3, h, w) in [0, 1] for faces (B, 3, H, W) in [0, 1] with landmarks (B, 68, 2) px.
 
-        templates: textures (B or 1, 3, h, w) of the faces printed on the masks; by default the
-        shipped one that the configuration names. With seamless placement they are adapted to the wearers first.
+        templates: textures (B or 1, 3, h, w) in [0, 1] of the faces printed on the masks; by default the
+        one that the configuration names. With seamless placement they are adapted to the wearers first.
+        GanMaskError for colours outside of [0, 1], such as 0 to 255.
         """
+        masking.check_pictures(faces, "faces", values=True)
         if templates is None:
-            templates = self._default_templates(faces, landmarks)
-        templates = templates.to(faces).expand(len(faces), -1, -1, -1)
+            templates = self.default_templates(faces, landmarks)
+        masking.check_pictures(templates, "templates", values=True)
         if tuple(templates.shape[2:]) != self.texture_size:
             raise GanMaskError(f"templates are {tuple(templates.shape[2:])}, the generator takes {self.texture_size}")
         own = masking.unwrap(faces, landmarks, self.texture_size)
+        templates = templates.to(own).expand(len(faces), -1, -1, -1)
         if self.config.placement == "seamless":
             templates = likeness.adapt(templates, own)
-        return self.net(own, templates, self.noise(len(faces), seed))
+        z = self.noise(len(faces), seed)
+        return self.net(own.to(z), templates.to(z), z)
+
+    def other_face(self, faces: Tensor, landmarks: Tensor, adapted: Tensor, seed: int = 0) -> facespace.Face:
+        """What the generator changes about templates that are adapted to the wearers already."""
+        own = masking.unwrap(faces, landmarks, self.texture_size)
+        return self.net.other_face(own, adapted.to(faces), self.noise(len(faces), seed))
 
     def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Masked faces (B, 3, H, W) in [0, 1]; arguments as in `texture`."""
+        """Masked faces (B, 3, H, W) in [0, 1], of the faces' dtype; arguments as in `texture`."""
         texture = self.texture(faces, landmarks, templates, seed)
         return masking.put_on(faces, landmarks, texture, self.config.placement, self.config.softness)
-
-    def _default_templates(self, faces: Tensor, landmarks: Tensor) -> Tensor:
-        from gan_mask import templates  # reads the embedded images, which training does not need
-
-        name = self.config.default_template
-        names = templates.best(faces, landmarks) if name == "match" else [name]
-        return templates.load_all(names, self.texture_size)
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own is untyped
@@ -187,21 +269,19 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
     known = GeneratorConfig.__dataclass_fields__
     if unknown := sorted(set(values) - set(known)):
         raise GanMaskError(f"unknown generator option {', '.join(unknown)}; known: {', '.join(known)}")
-    config = from_values(GeneratorConfig, values)
-    for name, most in LARGEST.items():  # a stranger's file must not take all memory
-        numbers = config.widths if name == "widths" else (getattr(config, name),)
-        if not (numbers and all(0 < number <= most for number in numbers) and len(numbers) <= 8):
-            raise GanMaskError(f"{name}: expected 1 to {most}, got {getattr(config, name)}")
+    config = from_values(GeneratorConfig, values, label=str)
+    if not 0 < len(config.widths) <= 8:
+        raise GanMaskError(f"widths: expected 1 to 8 numbers, got {len(config.widths)}")
     divisor = 2 ** len(config.widths)
     if config.texture_height % divisor or config.texture_width % divisor:
         raise GanMaskError(
             f"texture {config.texture_height}x{config.texture_width} must be divisible by {divisor} "
             f"for {len(config.widths)} widths"
         )
-    if config.heads not in ("filter", "residual", "both"):
-        raise GanMaskError(f"heads '{config.heads}' is unknown; known: filter, residual, both")
-    if config.kernel % 2 == 0 or config.kernel < 1:
-        raise GanMaskError(f"kernel {config.kernel} must be odd")
+    if config.heads == ("both",):  # as checkpoints of before call these two
+        config.heads = PIXEL_HEADS
+    if unknown := [head for head in config.heads if head not in HEADS] or ([] if config.heads else ["nothing"]):
+        raise GanMaskError(f"heads: {unknown[0]!r} is unknown; known: {', '.join(HEADS)}")
     return config
 
 

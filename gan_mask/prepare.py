@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import json
 import math
@@ -37,16 +36,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gan_mask import commands
+from gan_mask import commands, config
 from gan_mask.commands import Progress
+from gan_mask.config import FRACTION, SEED, Range, limited
 from gan_mask.data import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, UnreadableImage, align
-from gan_mask.files import read_json, remove_leftovers, replacing, write_json
+from gan_mask.files import locked, read_json, remove_leftovers, replacing, write_json
 from gan_mask.photo_source import Photo, Source, doubts
 
 CHUNK = 64  # photos
 PIXELS_AT_ONCE = 32_000_000  # decoded photos held in memory, so that a chunk of huge ones fits
+WORKERS = Range(1, 1024)
 UTF8 = ("utf-8", "surrogateescape")  # file names need not be valid UTF-8
 
 
@@ -54,35 +55,31 @@ UTF8 = ("utf-8", "surrogateescape")  # file names need not be valid UTF-8
 class Settings:
     """All that shapes the result; a set is continued only with the settings it was begun with."""
 
-    size: int = 160
-    margin: float = 0.375
-    min_score: float = 0.9
-    min_size: int = 40
-    splits: tuple[float, ...] = (0.9, 0.05, 0.05)
-    seed: int = 0
-    quality: int = 95
+    size: int = limited(160, Range(32, 1024))  # pixels
+    margin: float = limited(0.375, Range(0, 2))
+    min_score: float = limited(0.9, FRACTION)
+    min_size: int = limited(40, Range(FaceFinder.SMALLEST, 65536))  # pixels
+    splits: tuple[float, ...] = limited((0.9, 0.05, 0.05), FRACTION)
+    seed: int = limited(0, SEED)
+    quality: int = limited(95, Range(1, 100))
     identity_regex: str | None = None  # by folder, see photo_source.people
 
     def check(self) -> None:
-        def need(true: bool, option: str, expected: str) -> None:
-            if not true:
-                value = getattr(self, option)
-                raise GanMaskError(f"--{option.replace('_', '-')}: expected {expected}, got {value!r}")
-
-        need(32 <= self.size <= 1024, "size", "32 to 1024 pixels")
-        need(0 <= self.margin <= 2, "margin", "a fraction from 0 to 2")
-        need(0 <= self.min_score <= 1, "min_score", "a probability from 0 to 1")
-        need(self.min_size >= FaceFinder.SMALLEST, "min_size", f"{FaceFinder.SMALLEST} pixels or more")
-        need(1 <= self.quality <= 100, "quality", "1 to 100")
-        fine = len(self.splits) == 3 and min(self.splits) >= 0 and math.isclose(sum(self.splits), 1, abs_tol=1e-6)
-        need(fine, "splits", "three fractions that sum to 1, such as 0.9,0.05,0.05")
+        config.check(self, config.dashed)
+        if not (len(self.splits) == 3 and math.isclose(sum(self.splits), 1, abs_tol=1e-6)):
+            shown = ",".join(map(str, self.splits))
+            raise GanMaskError(f"--splits: expected three fractions that sum to 1, such as 0.9,0.05,0.05, got {shown}")
         if self.identity_regex is None:
             return
         try:
             groups = re.compile(self.identity_regex).groups
         except re.error as error:
             raise GanMaskError(f"--identity-regex: not a regular expression ({error})") from None
-        need(groups >= 1, "identity_regex", "a regular expression whose first group is the person")
+        if not groups:
+            raise GanMaskError(
+                f"--identity-regex: expected a regular expression whose first group is the person, "
+                f"got {self.identity_regex!r}"
+            )
 
 
 # -------------------------------------------------------------------------------------------- one chunk
@@ -228,8 +225,8 @@ def prepare(
     """
     settings.check()
     _check_device(device)
-    if workers < 1:
-        raise GanMaskError(f"--workers: expected 1 or more, got {workers}")
+    if workers not in WORKERS:
+        raise GanMaskError(f"--workers: expected a whole number {WORKERS}, got {workers}")
     source_path, dst = EMBEDDED if str(src) == "synthetic" else Path(src), Path(dst)
     photos = Source(source_path).photos(settings.identity_regex)
     if settings.identity_regex is None and (doubt := doubts(photos)):
@@ -242,7 +239,7 @@ def prepare(
     with _writing(dst):
         if _claim(dst, begun):
             return dict(read_json(dst / "summary.json"))
-        with _locked(dst / ".parts"):
+        with locked(dst / ".parts"):
             parts = dst / ".parts"
             remove_leftovers(dst)
             numbered = {n: photos[n * CHUNK : (n + 1) * CHUNK] for n in range(math.ceil(len(photos) / CHUNK))}
@@ -298,16 +295,6 @@ def _same(dst: Path, earlier: Any, now: dict[str, Any]) -> None:
             f"{dst}: was begun with another source or other settings: {'; '.join(differing)}. "
             "Use the same ones, another DST, or delete this one"
         )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GanMaskError(f"{folder.parent}: another process is preparing this set; wait for it") from None
-        yield
 
 
 @dataclass
@@ -403,7 +390,7 @@ def _counts(reasons: Counter[str]) -> str:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="prepare.py",
         description="Prepare a face data set for training: find faces, 68 landmarks, aligned crops, split by person. "
         "Interrupted? Run the same command again; it goes on where it stopped.",
@@ -424,7 +411,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--splits", type=_fractions, default=",".join(map(str, d.splits)), metavar="TRAIN,VAL,TEST",
         help="fractions of the people, by name",
     )  # fmt: skip
-    add("--seed", type=int, default=d.seed, help="of the split")
+    add("--seed", type=config.type_of(Settings, "seed"), default=d.seed, help="of the split")
     add(
         "--identity-regex", default=d.identity_regex,
         help="its group 1 is the person; matched against the file name without suffix or, where there is a / in it, "
@@ -432,21 +419,40 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
 
     add = parser.add_argument_group("faces").add_argument
-    add("--size", type=int, default=d.size, help="side of the crops, pixels")
-    add("--margin", type=float, default=d.margin, help="space left and right of the jaw, as a fraction of its width")
-    add("--min-score", type=float, default=d.min_score, help="least face probability, 0 to 1")
-    add("--min-size", type=int, default=d.min_size, help="smallest face looked for, photo pixels")
-    add("--quality", type=int, default=d.quality, help="of the crops' JPEG, 1 to 100")
+    add("--size", type=config.type_of(Settings, "size"), default=d.size, help="side of the crops, pixels")
+    add(
+        "--margin",
+        type=config.type_of(Settings, "margin"),
+        default=d.margin,
+        help="space left and right of the jaw, as a fraction of its width",
+    )
+    add(
+        "--min-score",
+        type=config.type_of(Settings, "min_score"),
+        default=d.min_score,
+        help="least face probability, 0 to 1",
+    )
+    add(
+        "--min-size",
+        type=config.type_of(Settings, "min_size"),
+        default=d.min_size,
+        help="smallest face looked for, photo pixels",
+    )
+    add("--quality", type=config.type_of(Settings, "quality"), default=d.quality, help="of the crops' JPEG, 1 to 100")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--workers", type=int, default=_cores(), help="processes")
+    add("--workers", type=config.number(int, WORKERS), default=_cores(), help="processes")
     add("--device", default="cpu", help="where faces are searched: cpu, cuda, cuda:1, ...")
     commands.add_message_options(parser)
     return parser.parse_args(argv)
 
 
 def _fractions(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(map(config.number(float, FRACTION), text.split(",")))
+    except argparse.ArgumentTypeError:
+        complaint = f"expected three fractions that sum to 1, such as 0.9,0.05,0.05, got {text!r}"
+        raise argparse.ArgumentTypeError(complaint) from None
 
 
 def _cores() -> int:

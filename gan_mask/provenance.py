@@ -23,7 +23,7 @@ def fields(tag: str) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m gan_mask.provenance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("input and output").add_argument

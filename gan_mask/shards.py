@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gan_mask import commands, files
+from gan_mask import commands, config, files
+from gan_mask.config import COUNT
 from gan_mask.data import PreparedSet, decode_crop, training_item
 from gan_mask.errors import GanMaskError
 
@@ -59,6 +60,7 @@ class ShardSet(Dataset[dict[str, Any]]):
         self.size, self.margin = int(meta["size"]), float(meta["margin"])
         shards = [shard for shard in meta["shards"] if shard["name"].startswith(f"{split}-")]
         self.names = [str(shard["name"]) for shard in shards]
+        self._sums = [str(shard["sha256"]) for shard in shards]
         self._first = np.cumsum([0, *(shard["faces"] for shard in shards)])  # number of each shard's first face
         self._places = np.concatenate([np.zeros(0, PLACE), *(self._load_places(shard) for shard in shards)])
         self.identities: np.ndarray = self._places["identity"].astype(np.int64)
@@ -77,6 +79,10 @@ class ShardSet(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.identities)
+
+    def fingerprint(self) -> str:
+        """Changes with the faces of the shards and their order."""
+        return files.digest(" ".join(self._sums))
 
     def __getitem__(self, key: int | tuple[int, bool]) -> dict[str, Any]:
         return self.__getitems__([key])[0]
@@ -258,7 +264,7 @@ def _describe(tar: Path, identities: np.ndarray) -> dict[str, Any]:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m gan_mask.shards",
         description="Write the train and val splits of a prepared set as WebDataset tar shards, for train.py "
         "--data OUT. Interrupted, or a shard damaged? Run the same command again.",
@@ -267,7 +273,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("input and output").add_argument
     add("prepared", metavar="PREPARED", help="folder that data_prep/prepare.py wrote")
     add("out", metavar="OUT", help="new folder for the shards")
-    add("--faces-per-shard", type=int, default=10_000, metavar="N", help="about 14 KB each at 160 pixels")
+    add(
+        "--faces-per-shard",
+        type=config.number(int, COUNT),
+        default=10_000,
+        metavar="N",
+        help="about 14 KB each at 160 pixels",
+    )
     commands.add_message_options(parser)
     return parser.parse_args(argv)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gan_mask import augment, losses, pretrained
 from gan_mask.augment import Draws
+from gan_mask.pretrained.protocol import fingerprint
 
 
 class Surrogates(NamedTuple):
@@ -19,6 +20,11 @@ class Surrogates(NamedTuple):
     thresholds: Sequence[float]  # cosine, at the chosen FAR
     detectors: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def fingerprints(self) -> list[str]:
+        """Of the loaded networks' weights, in order."""
+        networks: Any = (*self.embedders, *self.detectors)
+        return [fingerprint(network.name, network) for network in networks]
 
 
 class Goal(NamedTuple):
@@ -56,16 +62,19 @@ def evasion_terms(
     """Hinges (B,) that vanish when a masked face evades: 'dodging', 'undetected', 'found'.
 
     masked (B, 3, H, W) in [0, 1]; references: per embedder (B, R, D), clean embeddings of the wearer.
+    Of several recognisers the one that still knows the wearer counts most (`losses.smooth_maximum`).
     Each network looks through its own augmentation of strength `diversity` (input diversity, Xie et al. 2019).
     """
     zero = masked.new_zeros(len(masked), dtype=torch.float32)
     terms = {"dodging": zero, "undetected": zero, "found": zero}
+    hinges: list[Tensor] = []
     for embedder, threshold, reference in zip(surrogates.embedders, surrogates.thresholds, references, strict=True):
         seen = degrade(masked, draws, diversity)
         embedding = embedder(seen, augment.jitter_landmarks(landmarks, draws, diversity))
         similarity = (reference * embedding[:, None]).sum(2)
-        hinge = losses.dodging_hinge(similarity, threshold, goal.dodging_margin).mean(1)
-        terms["dodging"] = terms["dodging"] + hinge / len(surrogates.embedders)
+        hinges.append(losses.dodging_hinge(similarity, threshold, goal.dodging_margin).mean(1))
+    if hinges:
+        terms["dodging"] = losses.smooth_maximum(torch.stack(hinges, 1))
     for detector in surrogates.detectors:
         seen = augment.shift_image(degrade(masked, draws, diversity), draws, 0.5 * diversity)
         mask_logit, face_logit = detector(seen)

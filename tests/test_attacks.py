@@ -13,6 +13,7 @@ from gan_mask.attacks import MF2M, AdvNoiseDM, Optimised, Options
 from gan_mask.augment import Draws, round_to_8_bit
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
+from gan_mask.landmarks import frame
 from gan_mask.networks import Generator
 from gan_mask.surrogates import Surrogates, evasion_terms
 
@@ -179,3 +180,14 @@ def test_errors_say_what_is_missing():
         with pytest.raises(GanMaskError, match="--embedders or --detectors"):
             attacks.method(name, surrogates=Surrogates([], [], []))
     assert isinstance(attacks.method("mf2m", surrogates=SURROGATES).paint, Optimised)
+
+
+def test_the_seed_of_an_evaluation_reaches_the_generators_noise():
+    generator = Generator(widths=(8, 16), noise=4).eval()
+    torch.nn.init.normal_(generator.net.down[0].film.weight)
+    torch.nn.init.normal_(generator.net.heads.weight)
+    face, points, template = torch.rand(1, 3, 64, 64), frame(64, 0.3)[None], torch.rand(1, 3, 72, 96)
+    one, two = (attacks.method("generator", generator, None, attacks.Options(seed=seed)) for seed in (0, 7))
+    assert torch.equal(one(face, points, template), generator.texture(face, points, template))
+    assert torch.equal(two(face, points, template), generator.texture(face, points, template, seed=7))
+    assert not torch.equal(one(face, points, template), two(face, points, template))

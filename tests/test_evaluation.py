@@ -15,14 +15,14 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from PIL import Image
 
-from gan_mask import evaluation, masking, pretrained, templates, weights
+from gan_mask import attacks, evaluation, masking, pretrained, templates, weights
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance, command, gate, groups, looks, realism, run
 from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
-from gan_mask.networks import Generator
+from gan_mask.networks import SHIPPED, Generator
 from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training.state import save_generator
 
@@ -197,6 +197,9 @@ def test_net_dodging_is_what_a_benign_mask_did_not_do_already():
     cells = table({"none": CLEAN, "plain": plain, "mf2m": attack}, {"a": 0.5}, (["a"], ["d"]), np.arange(6))
     assert cells["mf2m"]["dodging a"]["rate"] == pytest.approx(3 / 5)
     assert cells["mf2m"]["dodging a net of plain"]["rate"] == pytest.approx(2 / 5)
+    same = table({"none": CLEAN, "plain": plain, "mf2m": plain}, {"a": 0.5}, (["a"], ["d"]), np.arange(6))
+    difference = same["mf2m"]["dodging a net of plain"]
+    assert (difference["low"], difference["high"]) == (0, 0)  # of a difference, no trials of people
     assert "dodging a net of plain" not in cells["plain"] and "dodging a net of dm" not in cells["mf2m"]
 
 
@@ -236,7 +239,7 @@ def test_limits(text, broken):
 @pytest.mark.parametrize("sign", ["<=", ">="])
 def test_no_limit_holds_for_nan(sign):
     rates = {"held-out": {"0.001": {"mf2m": {"joint success": cell(NAN)}}}}
-    assert gate.broken(gate.parse(f"joint_success{sign}0.5", SETS, ["mf2m"]), rates, 0.001)
+    assert gate.broken(gate.parse(f"joint_success{sign}0.5", SETS, ["mf2m"]), rates, 0.001, {})
 
 
 @pytest.mark.parametrize(
@@ -566,7 +569,8 @@ def test_write_masked_saves_what_the_method_painted(prepared, tmp_path):
     probes = choose_probes(photos, 3, 0)
     bank = torch.stack([torch.full((3, 24, 32), grey) for grey in (0.2, 0.6)])
     e = run.Experiment(
-        tmp_path, photos, probes, {"dm": lambda f, p, t: t}, bank, False, 0.0, {}, {}, 0, None, "cpu"
+        tmp_path, photos, probes, {"dm": attacks.Method(lambda f, p, t: t, "paper", 0.0)}, bank, (24, 32), False,
+        {}, {}, np.array([], int), None, "cpu",
     )  # fmt: skip
     cost = run.write_masked(e, "dm", slice(0, 3))
     assert (cost["seconds"] > 0).all()
@@ -602,15 +606,27 @@ def test_errors_name_option_and_remedy(fakes, prepared, tmp_path, capsys):
     assert "unknown split 'tset'; known: train, val, test" in error(capsys, *usual, "--split", "tset")
     assert "arcfce" in error(capsys, *usual[:4], "--embedders", "arcfce")
     assert "unknown method 'mf3m'" in error(capsys, *usual, "--methods", "mf3m")
-    assert "--checkpoint" in error(capsys, *usual)  # the generator is among the default methods
+    assert "unknown method 'mf3m'" in error(capsys, "--data", "nowhere", "--out", "out", "--methods", "mf3m")  # at once
+    assert "unknown split 'tran'" in error(capsys, "--data", "nowhere", "--out", "out", "--threshold-split", "tran")
+    assert "no network" in error(capsys, *usual, "--methods", "dm", "--embedders", "--detectors")
     assert "nowhere" in error(capsys, *usual, "--checkpoint", str(tmp_path / "nowhere"))
     assert "face-999" in error(capsys, *usual, "--methods", "dm", "--templates", "face-999")
-    assert "--probes must be at least 1" in error(capsys, *usual, "--methods", "dm", "--probes", "0")
+    assert "--probes: expected a whole number from 1 to" in error(capsys, *usual, "--methods", "dm", "--probes", "0")
     assert "add dm" in error(capsys, *usual, "--methods", "plain", "--naturalness")
     message = error(capsys, *usual, "--methods", "dm", "--held-out", "fake")
     assert "fake: named as surrogate and as held out" in message
     (tmp_path / "file").write_text("in the way")
     assert "file" in error(capsys, *usual[:2], "--out", str(tmp_path / "file"), *usual[4:], "--methods", "dm")
+
+
+def test_without_a_checkpoint_the_shipped_generator_is_taken(fakes, prepared, tmp_path):
+    options = ["--data", str(prepared), *USUAL, "--methods", "generator", "--probes", "2"]
+    evaluation.main([*options, "--out", str(tmp_path / "one")])
+    evaluation.main([*options, "--out", str(tmp_path / "two"), "--checkpoint", str(SHIPPED)])
+    one, two = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("one", "two"))
+    assert one["rates"] == two["rates"] and one["checkpoint"] == "shipped"
+    pictures = [sorted((tmp_path / out / "faces/generator").iterdir()) for out in ("one", "two")]
+    assert [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]]
 
 
 def test_a_machine_without_cuda_says_so(fakes, prepared, tmp_path, capsys, monkeypatch):
@@ -665,14 +681,15 @@ def test_dodging_is_what_dlibs_own_program_says_by_its_rule_of_0_6(tmp_path):
     from conftest import embedded_photo
 
     from gan_mask.faces import FaceFinder, read_image
-    from gan_mask.sampling.sampler import wear_on_photo
+    from gan_mask.photos import wear_on_photo
 
     finder, embedder = FaceFinder(), pretrained.load_embedder("dlib")
     people = [f"id_{i:04d}" for i in (2, 4, 5, 6, 8, 10, 12, 13, 14, 15)]
     probes = [read_image(embedded_photo(f"{person}/view_1")).copy() for person in people]
     mates = [read_image(embedded_photo(f"{person}/view_2")) for person in people]
     for probe, (face, *_) in zip(probes[:6], finder.find(probes[:6]), strict=True):
-        wear_on_photo(probe, face.landmarks, templates.load("face-020"), 0.03)  # six masked, four clean
+        texture = templates.load("face-020")
+        wear_on_photo(probe, face.landmarks, texture, texture, "paper", 0.03)  # six masked, four clean
     raw = {"dlib": embedder.embed}  # distances are of raw descriptors
     ours = [looks.look(images, raw, {}, finder, "cpu").embedding["dlib"] for images in (probes, mates)]
 

@@ -20,6 +20,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import looks
 from gan_mask.harden import fit, pictures, table
 from gan_mask.harden.command import run
+from gan_mask.harden.export import options_of
 from gan_mask.harden.options import HardenConfig
 from gan_mask.landmarks import frame
 from gan_mask.pretrained import load_detector
@@ -271,3 +272,14 @@ def test_the_shipped_classifier_flags_what_the_original_misses() -> None:
     assert reported(after, worn) > reported(before, worn) + 0.3
     plain = masking.wear(faces, landmarks, templates.load("plain-blue").expand(len(faces), -1, -1, -1), 0.03)
     assert reported(after, plain) > 0.95
+
+
+def test_what_is_exported_has_no_path_of_this_machine() -> None:
+    told = options_of(
+        HardenConfig(
+            data="/home/me/set", out="/home/me/out", checkpoint="/home/me/run", embedders=("onnx:/home/me/n.json",),
+            templates=("/home/me/face.jpg", "faces"),
+        )
+    )  # fmt: skip
+    assert (told["checkpoint"], told["embedders"], told["templates"]) == ("run", ["onnx:n.json"], ["face.jpg", "faces"])
+    assert "/home/me" not in str(told)

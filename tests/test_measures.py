@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_curve
 
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import identification, intervals, naturalness, verification
+from gan_mask.evaluation import identification, intervals, naturalness, protocol, verification
 
 RANDOM = np.random.default_rng(0)
 MATED, IMPOSTOR = RANDOM.normal(0.6, 0.15, 400), RANDOM.normal(0.1, 0.15, 3000)
@@ -175,3 +175,20 @@ def test_measures_are_scikit_images_and_the_mask_alone_differs_more(prepared, tm
     )
     assert "LPIPS to DM" not in cells["dm"] and "Frechet distance (AlexNet)" not in cells["dm"]
     assert cells["plain"]["kernel distance (AlexNet)"]["rate"] is not None
+
+
+def test_a_real_valued_measure_has_no_exact_interval() -> None:
+    nothing = intervals.interval(np.zeros(12), np.arange(12), rate=False)
+    assert (nothing["rate"], nothing["low"], nothing["high"]) == (0, 0, 0)
+    one = intervals.interval(np.ones(12), np.arange(12), rate=False)
+    assert (one["low"], one["high"]) == (1, 1)
+
+
+def test_what_is_spread_over_people_takes_everybody_before_anybody_twice() -> None:
+    people = np.repeat([3, 5, 7, 9], [50, 1, 4, 20])
+    for count in (1, 3, 4, 7, 75, 100):
+        chosen = protocol.spread(people, count, seed=1)
+        assert len(chosen) == min(count, 75) and (np.diff(chosen) > 0).all()
+        seen = np.bincount(people[chosen], minlength=10)[[3, 5, 7, 9]]
+        assert all(n == size or n >= seen.max() - 1 for n, size in zip(seen, (50, 1, 4, 20), strict=True))
+    assert not np.array_equal(protocol.spread(people, 9, 1), protocol.spread(people, 9, 2))

@@ -8,7 +8,7 @@ import torch
 from gan_mask import load_generator, masking
 from gan_mask.errors import GanMaskError
 from gan_mask.landmarks import frame
-from gan_mask.networks import Discriminator, Generator, filter_texture
+from gan_mask.networks import OWN, Discriminator, Generator, filter_texture
 from gan_mask.training.state import save_generator
 
 SMALL = {"widths": (8, 16), "texture_height": 24, "texture_width": 32, "size": 64}
@@ -107,3 +107,56 @@ def test_discriminator_takes_any_size_and_has_second_derivatives():
     (gradient,) = torch.autograd.grad(discriminator(image).sum(), image, create_graph=True)
     gradient.square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in discriminator.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("options", [{}, SMALL, {**SMALL, "widths": [8, 16], "heads": "filter"}])
+def test_what_the_hub_saves_is_loaded(options, tmp_path):
+    generator = Generator(**options)
+    generator.save_pretrained(tmp_path / "saved")
+    loaded = load_generator(tmp_path / "saved")
+    assert loaded.config == generator.config
+    load_generator(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "saved" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("save", [save_generator, lambda generator, folder: generator.save_pretrained(folder)])
+def test_a_checkpoint_holds_a_template_that_is_not_shipped(save, tmp_path):
+    face, landmarks, template = inputs()
+    generator = Generator(**SMALL, default_template=OWN).eval()
+    generator.template.copy_(template[0])
+    save(generator, tmp_path / "checkpoint")
+    loaded = load_generator(tmp_path / "checkpoint")
+    assert torch.equal(loaded.template, template[0])
+    assert torch.equal(loaded(face, landmarks), generator(face, landmarks, template[:1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_faces_of_other_precision_keep_it(dtype):
+    face, landmarks, template = inputs()
+    generator = Generator(**SMALL).eval()
+    expected = generator(face.to(dtype).float(), landmarks, template).detach()
+    masked = generator(face.to(dtype), landmarks, template)
+    assert masked.dtype == dtype and torch.allclose(masked.float(), expected, atol=1e-2)
+    bare = masking.region(landmarks, 64, 64).expand_as(face) == 0
+    assert torch.equal(masked[bare], face.to(dtype)[bare])
+    for softness in (0, 0.03):
+        assert masking.wear(face.to(dtype), landmarks.to(dtype), template.to(dtype), softness).dtype == dtype
+
+
+@pytest.mark.parametrize("scale", ["bytes", "0 to 255", "-1 to 1", "nan"])
+def test_pictures_that_are_no_colours_in_0_to_1_are_refused(scale):
+    face, landmarks, template = inputs()
+
+    def spoilt(x):
+        return {"bytes": (255 * x).byte(), "0 to 255": 255 * x, "-1 to 1": 2 * x - 1, "nan": x * float("nan")}[scale]
+
+    generator = Generator(**SMALL).eval()
+    attempts = (
+        lambda: generator(spoilt(face), landmarks, template), lambda: generator(face, landmarks, spoilt(template)),
+        lambda: generator.texture(spoilt(face), landmarks), lambda: masking.unwrap(spoilt(face), landmarks),
+        lambda: masking.wear(spoilt(face), landmarks, template),
+        lambda: masking.wear(face, landmarks, spoilt(template)),
+    )  # fmt: skip
+    for attempt in attempts:
+        with pytest.raises(GanMaskError, match=r"in \[0, 1\], got"):
+            attempt()

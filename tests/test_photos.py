@@ -20,7 +20,8 @@ def wearer():
     crop, points = align(photo, FaceFinder().find([photo])[0][0].landmarks)
     face, landmarks = to_tensors([(crop, points)])
     own = masking.unwrap(face, landmarks)
-    texture = likeness.adapt(templates.load_all(templates.best(face, landmarks)), own)
+    adapted = likeness.adapt(templates.load_all(templates.best(face, landmarks)), own)
+    texture = adapted.clamp(0, 1)  # what paper placement takes
     return crop, points, own[0], texture[0]
 
 

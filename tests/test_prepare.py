@@ -357,7 +357,7 @@ def test_ctrl_c_says_how_to_go_on(people: Path, tmp_path: Path) -> None:
         command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )  # fmt: skip
-    while not (tmp_path / "set" / ".parts" / "lock").exists():
+    while not (tmp_path / "set" / ".parts" / ".lock").exists():
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(0.5)

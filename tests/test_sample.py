@@ -22,12 +22,13 @@ from conftest import CASES, REPOSITORY, embedded_photo
 from fakes import FakeDetector, FakeEmbedder
 from PIL import ExifTags, Image, ImageCms
 
-from gan_mask import masking, photo_files, pretrained, sampling, templates
+from gan_mask import attacks, masking, photo_files, pretrained, sampling, templates
 from gan_mask.faces import FaceFinder
 from gan_mask.networks import Generator, GeneratorConfig
+from gan_mask.photos import wear_on_photo
 from gan_mask.sampling import command, sampler
 from gan_mask.sampling.folder import JOURNAL, find_targets
-from gan_mask.sampling.sampler import Photo, Sampler, wear_on_photo
+from gan_mask.sampling.sampler import Photo, Sampler
 
 PEOPLE = (4, 14, 56, 34, 20)
 CAFE = os.fsdecode(b"caf\xe9.png")  # a name that is not UTF-8
@@ -98,9 +99,9 @@ def finder() -> FaceFinder:
 
 def sampler_of(method: Any, finder: FaceFinder, batch_size: int) -> Sampler:
     return Sampler(
-        source=Path("."), out=Path("."), config=GeneratorConfig(), method=method, method_name="dm", checkpoint=None,
-        template="face-001", harmonise=False, seed=0, largest=False, batch_size=batch_size, device="cpu",
-        finder=finder, embedders={}, detectors={},
+        source=Path("."), out=Path("."), config=GeneratorConfig(), method=attacks.Method(method), method_name="dm",
+        checkpoint=None, template="face-001", harmonise=False, seed=0, largest=False, batch_size=batch_size,
+        device="cpu", finder=finder, embedders={}, detectors={}, own=None,
     )  # fmt: skip
 
 
@@ -239,7 +240,7 @@ def test_every_written_photo_says_what_it_is(masked: Path, name: str) -> None:
     tag = photo_files.read_provenance(masked / name)
     assert tag is not None
     assert "synthetic" in tag and "method=generator" in tag and "checkpoint=tiny" in tag
-    assert "template=face-010" in tag and "not an original photograph" in tag
+    assert "template=face-0" in tag and "not an original photograph" in tag
 
 
 @pytest.mark.parametrize("name", ["upright.jpg", "plain.png", "lossless.webp"])
@@ -295,7 +296,7 @@ def test_wearing_on_a_part_of_the_photo_equals_wearing_on_all_of_it() -> None:
     whole = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
     expected = masking.wear(whole, torch.from_numpy(landmarks)[None], texture[None], 0.03)[0].permute(1, 2, 0)
     worn = photo.copy()
-    wear_on_photo(worn, landmarks, texture, 0.03)
+    wear_on_photo(worn, landmarks, texture, texture, "paper", 0.03)
     assert (worn != photo).any()
     assert np.abs(worn - (expected * 255).numpy()).max() < 1
     outside = masking.region(torch.from_numpy(landmarks)[None], 300, 400)[0, 0].numpy() == 0
@@ -316,7 +317,7 @@ def test_masks_of_neighbours_do_not_depend_on_the_batch(finder: FaceFinder) -> N
 
         def method(faces: torch.Tensor, landmarks: torch.Tensor, bank: torch.Tensor, into: Any = crops) -> torch.Tensor:
             into.append(faces)
-            return bank + faces.mean((1, 2, 3))[:, None, None, None] - 0.5  # something of the crop
+            return (bank + faces.mean((1, 2, 3))[:, None, None, None] - 0.5).clamp(0, 1)  # something of the crop
 
         photo = Photo("a.png", image.copy(), faces)
         sampler_of(method, finder, size).wear([photo])
@@ -332,7 +333,7 @@ def test_largest_treats_one_face(run: Run, photos: Path, tmp_path: Path) -> None
     folder = tmp_path / "faces"
     folder.mkdir()
     shutil.copy(photos / "holidays 2021/été/drei.png", folder)
-    assert run(folder, tmp_path / "out", "--method", "dm", "--largest") == 0
+    assert run(folder, tmp_path / "out", "--method", "dm", "--template", "face-001", "--largest") == 0
     (row,) = table(tmp_path / "out")
     left, _, right, _ = map(float, row["box"].split())
     assert right < 300  # the largest is the left one
@@ -356,7 +357,9 @@ def test_a_matched_template_differs_with_the_wearer_and_can_take_his_colours(run
     for out, options in [("a", []), ("b", ["--harmonise"])]:
         assert run(folder, tmp_path / out, "--method", "dm", "--template", "match", *options) == 0
     worn = {out: [row["template"] for row in table(tmp_path / out)] for out in "ab"}
-    assert worn["a"] == worn["b"] and set(worn["a"]) <= set(templates.FACES) and len(set(worn["a"])) > 1
+    assert (
+        worn["a"] == worn["b"] and set(worn["a"]) <= {*templates.FACES, *templates.MIRRORED} and len(set(worn["a"])) > 1
+    )
     assert (tmp_path / "a" / f"{PEOPLE[0]}.png").read_bytes() != (tmp_path / "b" / f"{PEOPLE[0]}.png").read_bytes()
 
 
@@ -364,14 +367,15 @@ def test_optimised_methods_take_their_options_and_say_what_they_took(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = small_folder(tmp_path, *PEOPLE[:2])
-    options = ["--method", "advnoise-dm", "--steps", "3", "--patience", "0", "--bound", "0.02"]
+    paper = ["--placement", "paper"]  # which shows a texture as it is, so that the bound is one of pixels, too
+    options = ["--method", "advnoise-dm", "--steps", "3", "--patience", "0", "--bound", "0.02", *paper]
     assert run(folder, tmp_path / "a", *options) == 0
-    assert run(folder, tmp_path / "dm", "--method", "dm") == 0
+    assert run(folder, tmp_path / "dm", "--method", "dm", *paper) == 0
     rows = table(tmp_path / "a")
     assert [row["iterations"] for row in rows] == ["3", "3"] and float(rows[0]["attack_seconds"]) > 0
     noisy, clean = (np.asarray(Image.open(tmp_path / out / f"{PEOPLE[0]}.png")).astype(int) for out in ("a", "dm"))
     assert 1 <= np.abs(noisy - clean).max() <= 0.02 * 255 + 1
-    for wrong, remedy in [("--kernel=4", "odd"), ("--bound=-1", "0 or more"), ("--steps=many", "INT")]:
+    for wrong, remedy in [("--kernel=4", "odd"), ("--bound=-1", "from 0 to 1"), ("--steps=many", "a whole number")]:
         assert run(folder, tmp_path / "b", "--method", "mf2m", wrong) == 2
         error = capsys.readouterr().err
         assert wrong.split("=")[0] in error and remedy in error
@@ -395,6 +399,20 @@ def test_a_photo_as_template_and_no_networks_to_measure_with(run: Run, tmp_path:
     assert run(folder, tmp_path / "out", *options) == 0
     (row,) = table(tmp_path / "out")
     assert row["status"] == "ok" and not [column for column in row if column.startswith("similarity")]
+
+
+def test_a_checkpoint_brings_a_template_of_its_own(run: Run, tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, 4)
+    for name, colour in (("red", (1.0, 0.0, 0.0)), ("blue", (0.0, 0.0, 1.0))):
+        torch.manual_seed(0)
+        generator = Generator(widths=(4, 8), noise=4, kernel=3, size=96, default_template="own")
+        generator.template.copy_(torch.tensor(colour)[:, None, None])
+        generator.save_pretrained(tmp_path / name)
+        assert run(folder, tmp_path / f"with {name}", "--checkpoint", str(tmp_path / name)) == 0
+        assert table(tmp_path / f"with {name}")[0]["template"] == "own"
+    red, blue = (np.asarray(Image.open(tmp_path / f"with {name}" / "4.png"), float) for name in ("red", "blue"))
+    changed = np.abs(red - blue).sum(2) > 100
+    assert changed.any() and (red - blue)[changed].mean(0)[0] > 100 > 0 > (red - blue)[changed].mean(0)[2]
 
 
 def test_a_folder_without_faces_is_no_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

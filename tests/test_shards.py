@@ -159,7 +159,7 @@ def test_other_settings_and_other_folders_are_refused(
 ) -> None:
     for arguments, complaint in (
         ((prepared, sharded, "--faces-per-shard", "11"), "faces_per_shard 10 (now 11)"),
-        ((prepared, sharded, "--faces-per-shard", "0"), "expected 1 or more"),
+        ((prepared, sharded, "--faces-per-shard", "0"), "expected a whole number from 1 to"),
         ((prepared, prepared), "not empty and not a folder of shards"),
         ((tmp_path / "nothing", tmp_path / "new"), "no such folder"),
     ):

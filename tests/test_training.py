@@ -1,7 +1,9 @@
 """The training loop on tiny fake networks: seconds, on the CPU."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,14 @@ from fakes import FakeDetector, FakeEmbedder
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gan_mask import load_generator, losses, training
+from gan_mask import load_generator, losses, pretrained, templates, training
+from gan_mask.errors import GanMaskError
+from gan_mask.health import STOP, Health
+from gan_mask.landmarks import frame
+from gan_mask.networks import Generator
 from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training import log, loop, state
+from gan_mask.training.options import TrainConfig
 
 TINY = (
     "--embedders fake --detectors fake --widths 8 16 --discriminator_width 8 --batch_size 4 --workers 0 --warmup 1 "
@@ -89,6 +96,11 @@ def test_fine_tuning_begins_with_the_checkpoint(fakes, prepared, tmp_path, capsy
     start.rename(tmp_path / "first")
     arguments = ["--data", str(prepared), "--out", str(tmp_path / "x"), *TINY, "--start", str(tmp_path / "first")]
     assert "--kernel 5, not 3" in error(capsys, *arguments, "--kernel", "3")
+    for other in ({"noise": 8}, {"texture_height": 36}):
+        Generator(widths=(8, 16), **other).save_pretrained(tmp_path / "other")
+        name, value = (*other.items(),)[0]
+        message = error(capsys, *arguments[:-1], str(tmp_path / "other"))
+        assert f"{name.replace('_', ' ')} {value}, not" in message
     assert "no checkpoint here" in error(capsys, *arguments[:-1], str(tmp_path / "nowhere"))
     assert not (tmp_path / "x").exists()
 
@@ -212,17 +224,20 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(fakes, prepared, tmp_pa
     assert "step-0000002" in capsys.readouterr().out
 
 
+def handlers():
+    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
 def test_a_term_that_is_not_finite_is_named(fakes, prepared, tmp_path, capsys, monkeypatch):
+    before = handlers()
     monkeypatch.setattr(losses, "total_variation", lambda x: x.sum((1, 2, 3)) * float("nan"))
     message = error(capsys, "--data", str(prepared), "--out", str(tmp_path / "run"), *TINY, "--steps", "2")
     assert "'smooth' is not finite" in message
+    assert handlers() == before
 
 
 def test_the_terminate_signal_ends_with_a_checkpoint(fakes, prepared, tmp_path, monkeypatch):
-    import os
-    import signal
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = handlers()
 
     def terminate(optimizers, c, step):
         if step == 2:
@@ -230,11 +245,87 @@ def test_the_terminate_signal_ends_with_a_checkpoint(fakes, prepared, tmp_path, 
         return ORIGINAL(optimizers, c, step)
 
     monkeypatch.setattr(loop, "scale_learning_rates", terminate)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            run(prepared, tmp_path / "run", "--steps", "50", "--save_every", "50")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with pytest.raises(SystemExit) as caught:
+        run(prepared, tmp_path / "run", "--steps", "50", "--save_every", "50")
     assert caught.value.code == 143
+    assert handlers() == before  # a notebook's Ctrl-C is its own again
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000003"]
+
+
+def test_a_checkpoint_has_no_path_of_this_machine_and_needs_no_photo(fakes, prepared, tmp_path, monkeypatch):
+    texture = torch.rand(3, 72, 96, generator=torch.Generator().manual_seed(0))
+    photo = tmp_path / "private" / "me.jpg"
+    photo.parent.mkdir()
+    photo.touch()
+    monkeypatch.setattr(templates, "_from_photo", lambda path, modified, size: texture)
+    network = tmp_path / "private" / "net.json"
+    monkeypatch.setitem(pretrained.EMBEDDERS, "onnx:SIDECAR.json", lambda name: FakeEmbedder())
+    options = ("--templates", str(photo), "--embedders", "fake", f"onnx:{network}")
+    run(prepared, tmp_path / "run", "--steps", "2", *options)
+    run(prepared, tmp_path / "run", "--steps", "3", *options)
+    photo.unlink()
+    monkeypatch.undo()
+    generator = load_generator(tmp_path / "run")
+    assert torch.equal(generator.template, texture)
+    assert generator.config.trained_against == ("fake", "onnx:net.json", "fake")
+    face = torch.rand(1, 3, 64, 64)
+    landmarks = frame(64, 0.3)[None]
+    assert torch.equal(generator(face, landmarks), generator(face, landmarks, texture[None]))
+    for folder in ("generator", "checkpoints"):
+        for file in (tmp_path / "run" / folder).rglob("*.*"):
+            assert not file.is_file() or b"private" not in file.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------- what accelerate is told
+
+
+def test_accelerate_that_accumulates_otherwise_is_refused(fakes, prepared, tmp_path, capsys, monkeypatch):
+    """It would never have come to an optimiser's step."""
+    arguments = ["--data", str(prepared), "--out", str(tmp_path / "run"), *TINY, "--steps", "2"]
+    for told in ("4", "auto"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", told)
+        message = error(capsys, *arguments)
+        assert f"accumulate {told} micro-batches" in message and "--accumulate is 1" in message
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    run(prepared, tmp_path / "told", "--steps", "1", "--accumulate", "2", "--batch_size", "2")
+    monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "ACCELERATE_USE_FSDP" in error(capsys, *arguments)
+
+
+@pytest.fixture
+def fresh():
+    """accelerate keeps one precision per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_precision_that_accelerate_is_told_counts_unless_ours_is_given(fresh, monkeypatch):
+    def precision(told: str, ours: str) -> str:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+        c, accelerator = loop.launched(TrainConfig(mixed_precision=ours))
+        assert c.mixed_precision == accelerator.mixed_precision
+        return c.mixed_precision
+
+    assert [precision("bf16", ours) for ours in ("auto", "no", "bf16")] == ["bf16", "no", "bf16"]
+    assert [precision("no", ours) for ours in ("auto", "bf16")] == ["no", "bf16"]
+    with pytest.raises(GanMaskError, match="told 'fp8' .*expected no, fp16 or bf16"):
+        precision("fp8", "auto")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert loop.launched(TrainConfig())[0].mixed_precision == "no"
+    with pytest.raises(GanMaskError, match="--mixed_precision bf16: .*already been initialized"):
+        loop.launched(TrainConfig(mixed_precision="bf16"))
+
+
+def test_a_generator_that_no_gradient_reaches_is_noticed(capsys):
+    terms, texture = {"d_logistic": torch.ones(4), "smooth": torch.ones(4)}, torch.rand(4, 3, 8, 8)
+    watch = Health(judged=True)
+    with pytest.raises(GanMaskError, match="no gradient reaches the generator"):
+        for _ in range(STOP):
+            assert not watch.streaks["generator"] or not watch.good
+            watch.look(terms, (0.0, 1.0), texture, texture)
+    assert "warning: no gradient reaches the generator" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,28 @@ from typing import Any
 import torch
 
 import gan_mask
-from gan_mask import attacks, commands, files, masking, pretrained, templates, weights
-from gan_mask.data import PreparedSet
+from gan_mask import attacks, commands, config, files, masking, pretrained, templates, weights
+from gan_mask.config import COUNT, RATE, SEED, Range
+from gan_mask.data import SPLITS, PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance, gate, groups, large_photos, output, page, realism
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
-from gan_mask.evaluation.protocol import choose_probes
+from gan_mask.evaluation.protocol import choose_probes, spread
 from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
-from gan_mask.networks import Generator, GeneratorConfig, load_generator
+from gan_mask.networks import SHIPPED, Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.perceptual import Perceptual
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.surrogates import Surrogates
 
+CHOICE = 2  # counts the ways in which probes and samples were ever chosen, so that old folders are not gone on with
 Networks = Sequence[tuple[str, Any]]  # name, network
 DEFAULT_METHODS = ["none", "plain", "dm", "dm-seamless", "generator"]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m gan_mask.evaluation",
         description=gan_mask.evaluation.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,14 +45,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     known = ", ".join(attacks.METHODS)
     add("--methods", nargs="+", default=DEFAULT_METHODS, help=f"of {known} (default: all but the optimised)")
     add("--checkpoint", help="generator: a folder with config.json and model.safetensors, or a run folder of train.py "
-        "(no default; only --methods generator needs it)")  # fmt: skip
+        "(default: the shipped one)")  # fmt: skip
     add("--templates", nargs="+", default=["match"], help="template names, photos or groups, worn in turn; or match: "
         "for each probe the shipped face that suits it best (default: match)")  # fmt: skip
     add("--placement", default="seamless", choices=masking.PLACEMENTS, help="how optimised masks are worn; "
         "dm is the paper's, dm-seamless seamless, and a generator has its own (default: seamless)")  # fmt: skip
     add("--harmonise", action="store_true", help="give templates the colours of the wearer's lower face first")
-    add("--probes", type=int, default=500, help="most probes (default: 500)")
-    add("--seed", type=int, default=0, help="of every random choice (default: 0)")
+    add("--probes", type=config.number(int, COUNT), default=500, help="most probes (default: 500)")
+    add("--seed", type=config.number(int, SEED), default=0, help="of every random choice (default: 0)")
 
     add = parser.add_argument_group("against which networks").add_argument
     add("--surrogates", "--embedders", nargs="*", default=["dlib"], metavar="EMBEDDER",
@@ -68,13 +71,27 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("thresholds").add_argument
     add(
-        "--far", type=float, default=1e-3, help="false-accept rate of the headline, and of the attacks (default: 0.001)"
+        "--far",
+        type=config.number(float, RATE),
+        default=1e-3,
+        help="false-accept rate of the headline, and of the attacks (default: 0.001)",
     )
-    add("--fars", type=float, nargs="*", default=[1e-2], help="further false-accept rates (default: 0.01)")
+    add(
+        "--fars",
+        type=config.number(float, RATE),
+        nargs="*",
+        default=[1e-2],
+        help="further false-accept rates (default: 0.01)",
+    )
     add("--threshold-split", default="train",
         help="split whose clean impostor pairs give the thresholds; other people than the probes' (default: train)",
     )  # fmt: skip
-    add("--threshold-faces", type=int, default=2000, help="most faces of that split, at random (default: 2000)")
+    add(
+        "--threshold-faces",
+        type=config.number(int, Range(2, 2**31 - 1)),
+        default=2000,
+        help="most faces of that split, at random (default: 2000)",
+    )
     add("--stored-thresholds", action="store_true",
         help="take the thresholds stored with the networks, for sets with too few impostor pairs")  # fmt: skip
 
@@ -84,9 +101,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "and to real faces")  # fmt: skip
     add("--photos", metavar="DIR",
         help="looks on these photos at their own size, too; one sub-folder per person (default: none)")  # fmt: skip
-    add("--changed-probes", type=int, default=0,
+    add("--changed-probes", type=config.number(int, Range(0, 2**31 - 1)), default=0,
         help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip
-    add("--distractors", type=int, default=1000, help="most people in the gallery besides the mate (default: 1000)")
+    add(
+        "--distractors",
+        type=config.number(int, COUNT),
+        default=1000,
+        help="most people in the gallery besides the mate (default: 1000)",
+    )
     add(
         "--pairs",
         help="file of the LFW protocol (pairs.txt): clean accuracy of each recogniser (default: none)",
@@ -104,21 +126,30 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    for option, least in (("probes", 1), ("threshold_faces", 2), ("changed_probes", 0), ("distractors", 1)):
-        if getattr(args, option) < least:
-            name = option.replace("_", "-")
-            raise GanMaskError(f"--{name} must be at least {least}, got {getattr(args, option)}")
     if args.device != "cpu" and not torch.cuda.is_available():
         raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
+    for name in args.methods:
+        if name not in attacks.METHODS:
+            raise GanMaskError(f"--methods: unknown method '{name}'; known: {', '.join(attacks.METHODS)}")
+    for name in (*args.split, args.threshold_split):
+        if name not in SPLITS:
+            raise GanMaskError(f"--split and --threshold-split: unknown split '{name}'; known: {', '.join(SPLITS)}")
+    if not (args.surrogates or args.held_out or args.detectors or args.held_out_detectors):
+        raise GanMaskError("no network to measure with: name some with --surrogates, --held-out or --detectors")
     both = {*args.surrogates} & {*args.held_out} | {*args.detectors} & {*args.held_out_detectors}
     if both:
         raise GanMaskError(f"{', '.join(sorted(both))}: named as surrogate and as held out; it can only be one of them")
-    if wrong := [far for far in (args.far, *args.fars) if not 0 < far < 1]:
-        raise GanMaskError(f"--far and --fars must lie between 0 and 1, got {wrong[0]:g}")
     if args.naturalness and "dm" not in args.methods:
         raise GanMaskError("--naturalness compares with the DM result: add dm to --methods")
     if args.threshold_split in args.split:  # impostors, distractors and real faces are other people, too
         raise GanMaskError(f"--threshold-split {args.threshold_split} has the probes' own people; name another split")
+
+
+def checkpoint_of(args: argparse.Namespace) -> Path | None:
+    """The generator's folder: the shipped one where none is given; None where no generator is asked for."""
+    if args.checkpoint:
+        return Path(args.checkpoint)
+    return SHIPPED if "generator" in args.methods else None
 
 
 def check_held_out(generator: Generator | None, surrogates: Networks, held_out: Networks) -> None:
@@ -127,8 +158,8 @@ def check_held_out(generator: Generator | None, surrogates: Networks, held_out: 
     Checkpoints from before their config.json had the weights' checksums are compared by the names of the networks.
     """
     attacked = {weights_digest(network): name for name, network in surrogates}
-    config = generator.config if generator else GeneratorConfig()
-    names = {file_name(name) for name in config.trained_against if not config.trained_against_weights}
+    shape = generator.config if generator else GeneratorConfig()
+    names = {file_name(name) for name in shape.trained_against if not shape.trained_against_weights}
     for name, network in held_out:
         digest = weights_digest(network)
         if digest in attacked:
@@ -136,7 +167,7 @@ def check_held_out(generator: Generator | None, surrogates: Networks, held_out: 
                 f"{name}: it has the weights of the surrogate {attacked[digest]}, so it is not held out; "
                 "name it only once"
             )
-        if digest in config.trained_against_weights or file_name(name) in names:
+        if digest in shape.trained_against_weights or file_name(name) in names:
             raise GanMaskError(
                 f"{name}: the generator was trained against it, so it is not held out; "
                 "name it with --surrogates or --detectors"
@@ -150,16 +181,22 @@ def file_name(network: str) -> str:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     """Write OUT; the report, or None in a process that only helps another."""
+    check(args)
+    with ExitStack() as held:
+        return _evaluate(args, held)
+
+
+def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | None:
     from accelerate import PartialState
 
-    check(args)
     state = PartialState(cpu=args.device == "cpu")
     device = str(state.device)
     args.device = device
     photos = PreparedSet(args.data, args.split)
     probes = choose_probes(photos, args.probes, args.seed)
-    generator = load_generator(args.checkpoint, device) if args.checkpoint else None
-    config = generator.config if generator else GeneratorConfig()
+    checkpoint = checkpoint_of(args)
+    generator = load_generator(checkpoint, device) if checkpoint else None
+    shape = generator.config if generator else GeneratorConfig()
     sets = {"surrogates": (args.surrogates, args.detectors), "held-out": (args.held_out, args.held_out_detectors)}
     sets = {title: networks for title, networks in sets.items() if any(networks)}
     perceptual, missing = _perceptual(device) if args.naturalness else (None, None)
@@ -172,7 +209,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         for e, d in ((args.surrogates, args.detectors), (args.held_out, args.held_out_detectors))
     )
     check_held_out(generator, surrogate, held_out)
-    texture_size = (config.texture_height, config.texture_width)
+    texture_size = (shape.texture_height, shape.texture_width)
     bank = None if args.templates == ["match"] else templates.load_all(args.templates, texture_size)
 
     with state.main_process_first():  # the others find the embeddings in the cache
@@ -184,7 +221,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         [headline[name] for name in args.surrogates],
         [detectors[name] for name in args.detectors],
     )
-    options = attacks.options_of(args, config.softness)
+    options = attacks.options_of(args, shape.softness)
     names = list(dict.fromkeys(["none", *args.methods]))
     methods = {
         name: attacks.method(
@@ -194,10 +231,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     }
     experiment = Experiment(
         Path(args.out), photos, probes, methods, bank, texture_size, args.harmonise, embedders, detectors,
-        min(args.changed_probes, len(probes.index)), FaceFinder(device), device,
+        spread(probes.identity, args.changed_probes, args.seed), FaceFinder(device), device,
     )  # fmt: skip
-    settings = settings_of(args, config, [*embedders.items(), *detectors.items()])
+    settings = settings_of(args, shape, [*embedders.items(), *detectors.items()])
     if state.is_main_process:
+        held.enter_context(files.locked(experiment.out))
         open_folder(experiment.out, settings, list(attacks.METHODS))
     state.wait_for_everyone()
     work(experiment, state.process_index, state.num_processes)
@@ -216,13 +254,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         for name, cell in trained_cells.items():
             report["looks"][name][title] = cell
     if args.photos:
-        report["looks_on_photos"] = large_photos.measure(experiment, config, args.photos)
+        report["looks_on_photos"] = large_photos.measure(experiment, shape, args.photos)
     if missing:
         report["notes"].append(missing)
     if perceptual:
         from gan_mask.evaluation import naturalness
 
-        real = clean.index[: len(probes.index)]
+        real = clean.index[spread(clean.identities, len(probes.index), args.seed)]
         report["naturalness"] = naturalness.measure(
             {name: experiment.paths(name) for name in methods},
             torch.stack([clean.photos.faces(int(i)) for i in real]),
@@ -250,16 +288,16 @@ def _perceptual(device: str) -> tuple[Perceptual | None, str | None]:
 
 
 def settings_of(
-    args: argparse.Namespace, config: GeneratorConfig, networks: Sequence[tuple[str, Any]]
+    args: argparse.Namespace, shape: GeneratorConfig, networks: Sequence[tuple[str, Any]]
 ) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
     free = ("out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
-    values |= {"version": gan_mask.__version__, "index": files.sha256(Path(args.data) / "index.npy")}
-    values |= {"softness": config.softness, "texture": [config.texture_height, config.texture_width]}
-    values |= {"generator_placement": config.placement}
-    if args.checkpoint:
-        values["weights"] = [files.sha256(p) for p in sorted(Path(args.checkpoint).rglob("*.safetensors"))]
+    values |= {"version": gan_mask.__version__, "choice": CHOICE, "index": files.sha256(Path(args.data) / "index.npy")}
+    values |= {"softness": shape.softness, "texture": [shape.texture_height, shape.texture_width]}
+    values |= {"generator_placement": shape.placement}
+    if checkpoint := checkpoint_of(args):
+        values["weights"] = [files.sha256(p) for p in sorted(checkpoint.rglob("*.safetensors"))]
     values["networks"] = [fingerprint(name, network) for name, network in networks]
     values["photos"] = [files.sha256(name) for name in args.templates if Path(name).is_file()]
     return values

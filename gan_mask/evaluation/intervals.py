@@ -11,12 +11,13 @@ Cell = dict[str, float | int | None]  # rate, low, high, probes
 NOTHING: Cell = {"rate": None, "low": None, "high": None, "probes": 0}
 
 
-def interval(values: np.ndarray, identities: np.ndarray, draws: int = 2000, seed: int = 0) -> Cell:
+def interval(values: np.ndarray, identities: np.ndarray, draws: int = 2000, seed: int = 0, rate: bool = True) -> Cell:
     """Mean of `values` (P,), NaN where a probe does not count, with its percentile 95 % interval.
 
     identities (P,): whose probe it is. The interval is that of the ratio of sums, so that people with more
     probes weigh more, as they do in the mean. Where every value is 0, or every one 1, all draws are alike; the interval
-    is then the exact binomial one (Clopper and Pearson 1934) of as many trials as there are people.
+    is then the exact binomial one (Clopper and Pearson 1934) of as many trials as there are people. rate: whether the
+    values are outcomes, 0 or 1; of a distance or a difference that happens to be 0 everywhere no trial tells anything.
     """
     counts = ~np.isnan(values)
     if not counts.any():
@@ -27,9 +28,9 @@ def interval(values: np.ndarray, identities: np.ndarray, draws: int = 2000, seed
     means = total[chosen].sum(1) / size[chosen].sum(1)
     cell = _cell(float(total.sum() / size.sum()), means, int(counts.sum()))
     unsure = 1 - 0.025 ** (1 / len(people))
-    if (values[counts] == 0).all():
+    if rate and (values[counts] == 0).all():
         cell["high"] = unsure
-    if (values[counts] == 1).all():
+    if rate and (values[counts] == 1).all():
         cell["low"] = 1 - unsure
     return cell
 

@@ -36,11 +36,11 @@ class Looks:
     mask_logit: dict[str, np.ndarray] = field(default_factory=dict)  # detector -> (P,), NaN likewise
     face_logit: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def head(self, count: int) -> Looks:
-        """The first pictures."""
+    def rows(self, chosen: np.ndarray) -> Looks:
+        """Those at some of the pictures, by their numbers."""
         parts = (self.embedding, self.mask_logit, self.face_logit)
-        first = ({name: values[:count] for name, values in part.items()} for part in parts)
-        return Looks(self.found[:count], self.found_dlib[:count], *first)
+        kept = ({name: values[chosen] for name, values in part.items()} for part in parts)
+        return Looks(self.found[chosen], self.found_dlib[chosen], *kept)
 
     def similarity(self, others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """embedder -> cosine (P,) to the embeddings (P, D) of other pictures."""

@@ -65,7 +65,7 @@ def measure(
                 for suffix, (a, b) in pairs.items():
                     for name, value in _distances(a, b, perceptual).items():
                         values.setdefault(name + suffix, []).append(value)
-        cells = {name: interval(np.concatenate(parts), identities) for name, parts in values.items()}
+        cells = {name: interval(np.concatenate(parts), identities, rate=False) for name, parts in values.items()}
         result[method] = cells | _against_real(np.concatenate(features), reference, identities, real_identities)
     return result
 

@@ -29,7 +29,7 @@ def write(
 ) -> None:
     files.write_json(e.out / "report.json", report)
     files.write_json(e.out / "cost.json", cost)
-    _write_csv(e.out / "probes.csv", [], _rows(e, looked, clean, estimated, len(e.probes.index)))
+    _write_csv(e.out / "probes.csv", [], _rows(e, looked, clean, estimated, np.arange(len(e.probes.index))))
     curves = [
         {"network": n, "method": m, "far": f, "tar": t}
         for n, methods in report["verification"].items()
@@ -41,9 +41,7 @@ def write(
     if changed:
         by_change = {c: {m: row[c] for m, row in changed.items()} for c in looks.CHANGES}
         rows = [
-            {"change": c, **row}
-            for c, part in by_change.items()
-            for row in _rows(e, part, clean, estimated, e.changed_probes)
+            {"change": c, **row} for c, part in by_change.items() for row in _rows(e, part, clean, estimated, e.changed)
         ]
         _write_csv(e.out / "robustness.csv", [], rows)
     with files.replacing(e.out / "strip.png") as temporary:
@@ -51,19 +49,19 @@ def write(
 
 
 def _rows(
-    e: Experiment, looked: Mapping[str, Looks], clean: Clean, estimated: Mapping[str, np.ndarray], count: int
+    e: Experiment, looked: Mapping[str, Looks], clean: Clean, estimated: Mapping[str, np.ndarray], chosen: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Tidy: one row per probe, method and network."""
+    """Tidy: one row per probe, method and network. looked: at the probes `chosen`."""
     rows = []
-    mates = {name: vectors[:count] for name, vectors in clean.mates.items()}
+    mates = {name: vectors[chosen] for name, vectors in clean.mates.items()}
     for method, s in looked.items():
         similarity = s.similarity(mates)
-        for i in range(count):
+        for i, probe in enumerate(chosen):
             head: dict[str, Any] = {
-                "probe": e.photos.source(int(e.probes.index[i])),
-                "mate": e.photos.source(int(e.probes.mate[i])),
-                "identity": e.photos.person(int(e.probes.index[i])),
-                **{column: f"{values[i]:.3f}" for column, values in estimated.items()},
+                "probe": e.photos.source(int(e.probes.index[probe])),
+                "mate": e.photos.source(int(e.probes.mate[probe])),
+                "identity": e.photos.person(int(e.probes.index[probe])),
+                **{column: f"{values[probe]:.3f}" for column, values in estimated.items()},
                 "method": method,
                 "face_found": int(s.found[i]),
                 "face_found_dlib": int(s.found_dlib[i]),

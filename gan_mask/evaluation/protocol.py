@@ -61,6 +61,21 @@ def choose_others(photos: PreparedSet, limit: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(len(photos))[:limit])
 
 
+def spread(identities: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` positions, sorted, that cover the people (N,) evenly: everybody's first before anybody's second.
+
+    Which photo of a person comes first, and whose when not all fit, is drawn.
+    """
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(identities))
+    _, person = np.unique(identities, return_inverse=True)
+    turn, taken = np.empty(len(order), int), np.zeros(len(order), int)
+    for position in order:
+        turn[position] = taken[person[position]]
+        taken[person[position]] += 1
+    return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
+
+
 def one_of_each(identities: np.ndarray, limit: int) -> np.ndarray:
     """Positions of the first face of each of the first `limit` identities: distractors."""
     return np.sort(np.unique(identities, return_index=True)[1])[:limit]

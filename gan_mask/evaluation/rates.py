@@ -11,6 +11,7 @@ from gan_mask.evaluation.intervals import Cell, interval
 from gan_mask.evaluation.looks import Looks
 
 Sets = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # title -> embedders, detectors
+NET = " net of "  # in the name of a difference of two rates
 BASELINES = ("plain", "dm", "dm-seamless")  # benign: what a mask does without being made against anybody
 
 
@@ -77,8 +78,10 @@ def table(
             if baseline in values and name not in ("none", *BASELINES):
                 for embedder in networks[0]:
                     key = f"dodging {embedder}"
-                    row[f"{key} net of {baseline}"] = row[key] - values[baseline][key]
-    return {name: {m: interval(v, identities) for m, v in row.items()} for name, row in values.items()}
+                    row[f"{key}{NET}{baseline}"] = row[key] - values[baseline][key]
+    return {
+        name: {m: interval(v, identities, rate=NET not in m) for m, v in row.items()} for name, row in values.items()
+    }
 
 
 def transfer(

@@ -53,7 +53,7 @@ def report_of(
         "far": args.far,
         "fars": sorted(map(float, fars), reverse=True),
         "templates": args.templates,
-        "checkpoint": args.checkpoint,
+        "checkpoint": args.checkpoint or ("shipped" if "generator" in e.methods else None),
         "command": {k: v for k, v in vars(args).items() if k not in ("out", "cache", "device")},
         "embedders": {name: {"set": title_of[name], **c} for name, c in calibration.items()},
         "detectors": {name: {"set": title_of[name]} for name in e.detectors},
@@ -79,22 +79,21 @@ def report_of(
         report["identification"][name], refused = identify(looked, clean, name, e.probes, args.distractors)
         notes += refused
     if changed:
-        first = slice(0, e.changed_probes)
-        mates = {name: vectors[first] for name, vectors in clean.mates.items()}
+        mates = {name: vectors[e.changed] for name, vectors in clean.mates.items()}
         under = {
             method: {
                 change: rates.seen_of(s, mates)
-                for change, s in {"unchanged": looked[method].head(e.changed_probes), **row}.items()
+                for change, s in {"unchanged": looked[method].rows(e.changed), **row}.items()
             }
             for method, row in changed.items()
         }
         clean_probes = under["none"]["unchanged"]
         report["robustness"] = {
-            title: rates.joint_under(under, clean_probes, headline, networks, people[first])
+            title: rates.joint_under(under, clean_probes, headline, networks, people[e.changed])
             for title, networks in sets.items()
             if all(networks)
         }
-        report["robustness_probes"] = e.changed_probes
+        report["robustness_probes"] = len(e.changed)
     report["notes"] = notes
     report["pictures"] = {
         "strip": "strip.png",
@@ -114,7 +113,9 @@ def cost_of(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> dic
         "methods": {
             name: {
                 "seconds_per_face": float(np.median(c["seconds"])),
-                "iterations": interval(c["iterations"].astype(float), e.probes.identity) if "iterations" in c else None,
+                "iterations": interval(c["iterations"].astype(float), e.probes.identity, rate=False)
+                if "iterations" in c
+                else None,
             }
             for name, c in costs.items()
         },
@@ -177,5 +178,5 @@ def identify(
         for baseline in rates.BASELINES:
             if baseline in hits and method not in ("none", *rates.BASELINES):
                 drop = hits[baseline]["rank-1"] - row["rank-1"]
-                cells[method][f"rank-1 drop against {baseline}"] = interval(drop, probes.identity)
+                cells[method][f"rank-1 drop against {baseline}"] = interval(drop, probes.identity, rate=False)
     return {"distractors": len(distractors), "gallery": len(people), "methods": cells}, notes

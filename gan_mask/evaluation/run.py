@@ -42,7 +42,7 @@ class Experiment:
     harmonise: bool
     embedders: dict[str, Embedder]
     detectors: dict[str, Detector]
-    changed_probes: int  # the first so many probes are looked at under every change, too
+    changed: np.ndarray  # (C,), rising: the probes that are looked at under every change, too
     finder: FaceFinder
     device: str
 
@@ -50,6 +50,9 @@ class Experiment:
         count = len(self.probes.index)
         starts = range(0, count, UNIT)
         return [(name, slice(s, min(s + UNIT, count))) for name in self.methods for s in starts]
+
+    def changed_in(self, rows: slice) -> np.ndarray:
+        return self.changed[(self.changed >= rows.start) & (self.changed < rows.stop)]
 
     def paths(self, method: str, rows: slice | None = None) -> list[Path]:
         rows = rows or slice(0, len(self.probes.index))
@@ -100,12 +103,13 @@ def _do(e: Experiment, method: str, rows: slice) -> None:
     images = [read_image(path) for path in e.paths(method, rows)]
     names = contract.sources(e.photos, e.probes.index[rows])
     seen = looks.look(images, e.embedders, e.detectors, e.finder, e.device, names)
-    changed = images[: max(0, e.changed_probes - rows.start)]
+    chosen = [int(i) - rows.start for i in e.changed_in(rows)]
+    changed, changed_names = [images[i] for i in chosen], [names[i] for i in chosen]
     path = e.kept(method, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     for i, change in enumerate(CHANGES.values() if changed else ()):
         pictures = [change(image) for image in changed]
-        under = looks.look(pictures, e.embedders, e.detectors, e.finder, e.device, names)
+        under = looks.look(pictures, e.embedders, e.detectors, e.finder, e.device, changed_names)
         looks.save(path.with_suffix(f".{i}.npz"), under, {})
     looks.save(path, seen, cost)  # last: its presence says that the unit is done
 
@@ -145,7 +149,7 @@ def write_pngs(paths: Sequence[Path], pictures: Iterable[np.ndarray]) -> None:
 
 
 def collect(e: Experiment) -> tuple[dict[str, Looks], dict[str, dict[str, Looks]], dict[str, dict[str, np.ndarray]]]:
-    """All units together: method -> looks at P files; method -> change -> looks at the first of them; costs (P,)."""
+    """All units together: method -> looks at P files; method -> change -> looks at some of them; costs (P,)."""
     seen: dict[str, Looks] = {}
     changed: dict[str, dict[str, Looks]] = {}
     costs: dict[str, dict[str, np.ndarray]] = {}
@@ -154,10 +158,10 @@ def collect(e: Experiment) -> tuple[dict[str, Looks], dict[str, dict[str, Looks]
         parts = [looks.load(path) for path, _ in units]
         seen[method] = looks.join([part for part, _ in parts])
         costs[method] = {key: np.concatenate([extra[key] for _, extra in parts]) for key in parts[0][1]}
-        first = [path for path, rows in units if rows.start < e.changed_probes]
-        if first:
+        some = [path for path, rows in units if len(e.changed_in(rows))]
+        if some:
             changed[method] = {
-                change: looks.join([looks.load(path.with_suffix(f".{i}.npz"))[0] for path in first])
+                change: looks.join([looks.load(path.with_suffix(f".{i}.npz"))[0] for path in some])
                 for i, change in enumerate(CHANGES)
             }
     return seen, changed, costs

@@ -14,7 +14,7 @@ from gan_mask.data import PreparedSet
 from gan_mask.harden import pictures
 from gan_mask.harden.export import export
 from gan_mask.harden.fit import Examples, calibrate, fit
-from gan_mask.harden.options import HardenConfig, check, claim
+from gan_mask.harden.options import HardenConfig, check, claimed
 from gan_mask.harden.pools import make_pool
 from gan_mask.pretrained.classifier import EitherNet, MaskClassifier
 from gan_mask.pretrained.protocol import Detector
@@ -28,11 +28,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(c: HardenConfig) -> Path:
     """Returns the sidecar of the hardened detector."""
     check(c)
-    out = Path(c.out)
     photos = PreparedSet(c.data, "train")
     detector = pretrained.load_detector(c.detector)
     pack = pictures.real_masks(c.real_masks)["train"] if c.real_masks else None
-    claim(out, c)
+    with claimed(c):
+        return rounds(c, photos, detector, pack)
+
+
+def rounds(c: HardenConfig, photos: PreparedSet, detector: Detector, pack: Any) -> Path:
+    out = Path(c.out)
     trained, detector = apart(detector)
     original = {name: p.detach().clone() for name, p in trained.net.named_parameters()}
     for number in range(1, c.rounds + 1):

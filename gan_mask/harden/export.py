@@ -25,7 +25,7 @@ def export(c: HardenConfig, detector: Detector, original: dict[str, Tensor], out
     if isinstance(detector, MaskClassifier):
         # Without the card's test figures: they are those of the detector as it was.
         kept = {k: v for k, v in detector.card.items() if k != "test"}
-        card = {**kept, "hardened": {k: v for k, v in config.to_dict(c).items() if k not in ("data", "out")}}
+        card = {**kept, "hardened": options_of(c)}
         classifier.save(detector.net, out / "hardened.safetensors", card)
         sidecar = classifier_to_onnx(detector.net, out / "hardened.onnx")
     else:
@@ -42,6 +42,17 @@ def export(c: HardenConfig, detector: Detector, original: dict[str, Tensor], out
             if not torch.allclose(ours, theirs, atol=1e-3):
                 raise GanMaskError(f"{out / 'hardened.onnx'}: differs from the detector that it was made from")
     return out / "hardened.json"
+
+
+def options_of(c: HardenConfig) -> dict[str, Any]:
+    """The options as the exported file tells them, which is passed on."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, list):
+            return [told(item) for item in value]
+        return files.without_folder(value) if isinstance(value, str) else value
+
+    return {name: told(value) for name, value in config.to_dict(c).items() if name not in ("data", "out")}
 
 
 def classifier_to_onnx(net: nn.Module, path: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gan_mask import attacks, config, files
-from gan_mask.config import option
+from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
 
 
@@ -23,50 +25,83 @@ class HardenConfig:
     against: tuple[str, ...] = option(("generator", "mf2m", "advnoise-dm", "dm"), "methods to make faced masks with")
     checkpoint: str = option("", "generator: its folder")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers that the optimised methods must dodge, too")
-    far: float = option(1e-3, "false-accept rate of their thresholds")
+    far: float = option(1e-3, "false-accept rate of their thresholds", within=RATE)
     templates: tuple[str, ...] = option(("faces",), "what is printed on the masks: names, photos or groups")
-    own_templates: float = option(0.5, "share of masks that show another person of the set instead, in [0, 1]")
+    own_templates: float = option(
+        0.5, "share of masks that show another person of the set instead, in [0, 1]", within=FRACTION
+    )
     real_masks: str = option("", "zip of real masked and bare faces, whose train split joins the anchors")
-    rounds: int = option(2, "times that a pool is made and the detector fine-tuned", group="training")
-    steps: tuple[int, ...] = option((300,), "optimiser steps of each round; the last number goes for all further ones")
-    batch_size: int = option(48, "pictures per step")
-    learning_rate: float = option(3e-4, "of AdamW, falling to 0 within each round")
-    pool: int = option(400, "faced masks per method and round")
-    attack_steps: int = option(20, "steps of the optimised methods at most")
-    generator_steps: int = option(0, "steps to retrain the generator against the detector before each further round")
-    save_every: int = option(50, "steps between checkpoints")
-    false_alarms: float = option(0.005, "our classifier: largest share of the val split's unmasked faces reported")
-    workers: int = option(1, "loader processes")
-    seed: int = option(0, "of everything random")
+    rounds: int = option(2, "times that a pool is made and the detector fine-tuned", group="training", within=COUNT)
+    steps: tuple[int, ...] = option(
+        (300,), "optimiser steps of each round; the last number goes for all further ones", within=COUNT
+    )
+    batch_size: int = option(48, "pictures per step", within=Range(1, 65536))
+    learning_rate: float = option(3e-4, "of AdamW, falling to 0 within each round", within=LEARNING_RATE)
+    pool: int = option(400, "faced masks per method and round", within=COUNT)
+    attack_steps: int = option(20, "steps of the optimised methods at most", within=COUNT)
+    generator_steps: int = option(
+        0, "steps to retrain the generator against the detector before each further round", within=Range(0, 2**31 - 1)
+    )
+    save_every: int = option(50, "steps between checkpoints", within=COUNT)
+    false_alarms: float = option(
+        0.005, "our classifier: largest share of the val split's unmasked faces reported", within=RATE
+    )
+    workers: int = option(1, "loader processes", within=WORKERS)
+    seed: int = option(0, "of everything random", within=SEED)
 
 
 def check(c: HardenConfig) -> None:
-    if not c.data or not c.out:
-        raise GanMaskError("--data (a prepared set) and --out (a folder) are needed")
+    config.check(c)
     known = [m for m in attacks.METHODS if m not in ("none", "plain")]
     if wrong := [m for m in c.against if m not in known] or ([] if c.against else ["nothing"]):
         raise GanMaskError(f"--against {wrong[0]}: expected some of {', '.join(known)}")
     if "generator" in c.against and not c.checkpoint:
         raise GanMaskError("--against generator needs --checkpoint, a generator's folder")
-    if not c.steps or min(c.steps) < 1:
-        raise GanMaskError(f"--steps must be one or more numbers of at least 1, got {c.steps}")
-    for name in ("rounds", "batch_size", "pool", "attack_steps", "save_every"):
-        if getattr(c, name) < 1:
-            raise GanMaskError(f"--{name} must be at least 1, got {getattr(c, name)}")
-    if not 0 < c.false_alarms < 1:
-        raise GanMaskError(f"--false_alarms must lie between 0 and 1, got {c.false_alarms}")
-    if not 0 <= c.own_templates <= 1:
-        raise GanMaskError(f"--own_templates must be in [0, 1], got {c.own_templates}")
+    if not c.steps:
+        raise GanMaskError("--steps: expected one number or more")
 
 
-def claim(out: Path, c: Any, name: str = "harden.json") -> None:
-    """OUT belongs to one set of options, kept in OUT/name; `workers` and `save_every` may change."""
+@contextmanager
+def claimed(c: Any, name: str = "harden.json") -> Iterator[None]:
+    """--out belongs to this process, and to one set of options and inputs, kept in OUT/name.
+
+    `workers` and `save_every` may change. GanMaskError when it was begun with others, or another process has it.
+    """
+    out = Path(c.out)
     settings = {k: v for k, v in config.to_dict(c).items() if k not in ("out", "workers", "save_every")}
+    settings["inputs"] = inputs_of(c)
     path = out / name
     if path.is_file():
         before = files.read_json(path)
-        if changed := [k for k, v in settings.items() if before.get(k) != v]:
+        changed = [k for k, v in settings.items() if before.get(k) != v]
+        if "inputs" in changed:
+            known = before.get("inputs", {})
+            changed.remove("inputs")
+            changed += [f"content of {k}" for k, v in settings["inputs"].items() if known.get(k) != v]
+        if changed:
             raise GanMaskError(f"{out} was begun with other options ({', '.join(changed)}); use another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    files.remove_leftovers(out)
-    files.write_json(path, settings)
+    with files.locked(out):
+        files.remove_leftovers(out)
+        files.write_json(path, settings)
+        yield
+
+
+def inputs_of(c: Any) -> dict[str, str]:
+    """SHA-256 of what the options name: the prepared set, checkpoints, sidecars and photos, which may change there."""
+    found = {c.data: files.sha256(Path(c.data) / "index.npy")}
+    for key, value in config.to_dict(c).items():
+        for name in value if isinstance(value, list) else [value]:
+            path = Path(str(name).removeprefix("onnx:"))
+            if key == "out" or not str(name):
+                continue
+            if path.is_file():
+                found[str(name)] = files.sha256(path)
+            elif (weights := generator_file(path)) is not None:
+                found[str(name)] = files.sha256(weights)
+    return found
+
+
+def generator_file(folder: Path) -> Path | None:
+    """The weights of the generator in `folder`, a checkpoint or a run folder; None where there is none."""
+    places = (folder / "model.safetensors", folder / "generator" / "model.safetensors")
+    return next((path for path in places if path.is_file()), None)

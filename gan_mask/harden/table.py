@@ -20,16 +20,15 @@ from torch import Tensor
 
 from gan_mask import alarm as alarms
 from gan_mask import attacks, commands, config, files, masking, pretrained, templates
-from gan_mask.config import option
+from gan_mask.config import COUNT, SEED, Range, option
 from gan_mask.data import PreparedSet
-from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
 from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.faces import FaceFinder, read_image, to_tensors
 from gan_mask.harden import pictures
-from gan_mask.harden.options import claim
+from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
 from gan_mask.harden.pools import faced_masks
 from gan_mask.networks import Generator, load_generator
@@ -62,13 +61,15 @@ class TableConfig:
         ("faces",), "templates that the hardening has not seen", group="what is measured"
     )
     real_masks: str = option("", "zip of real masked and bare faces, whose test split is measured")
-    probes: int = option(120, "masked faces per row")
-    bare: int = option(500, "unmasked faces at most")
-    attack_steps: int = option(40, "steps of the optimised methods at most")
-    threshold_faces: int = option(1500, "faces of the train split whose impostor pairs give the thresholds")
-    attack_probes: int = option(48, "masked faces per row of an optimised method")
+    probes: int = option(120, "masked faces per row", within=COUNT)
+    bare: int = option(500, "unmasked faces at most", within=COUNT)
+    attack_steps: int = option(40, "steps of the optimised methods at most", within=COUNT)
+    threshold_faces: int = option(
+        1500, "faces of the train split whose impostor pairs give the thresholds", within=Range(2, 2**31 - 1)
+    )
+    attack_probes: int = option(48, "masked faces per row of an optimised method", within=COUNT)
     crops: bool = option(False, "show the networks the crops as they are, instead of finding the faces anew: faster")
-    seed: int = option(0, "of every random choice")
+    seed: int = option(0, "of every random choice", within=SEED)
 
 
 @dataclass
@@ -196,9 +197,14 @@ def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, oth
 
 
 def measure(c: TableConfig) -> dict[str, Any]:
-    out = Path(c.out)
-    claim(out, c, "settings.json")
+    config.check(c)
     photos = PreparedSet(c.data, "test")
+    with claimed(c, "settings.json"):
+        return _measure(c, photos)
+
+
+def _measure(c: TableConfig, photos: PreparedSet) -> dict[str, Any]:
+    out = Path(c.out)
     probes = choose_probes(photos, c.probes, c.seed)
     detectors = {"before": pretrained.load_detector(c.before), "after": pretrained.load_detector(c.after)}
     whole = {name: pretrained.load_embedder(name) for name in c.embedders}
@@ -321,8 +327,6 @@ def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     with commands.ending():
         c = config.parse(TableConfig, argv, (__doc__ or "").partition("\n\n")[0])
-        if not c.data or not c.out:
-            raise GanMaskError("--data (a prepared set) and --out (a folder) are needed")
         print(markdown(measure(c)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gan_mask.errors import GanMaskError
@@ -33,6 +34,12 @@ def load_perceptual(name: str = "lpips-alex", device: str | torch.device = "cpu"
 
 
 def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
+    if name.lower().endswith(".onnx"):
+        sidecar = f"onnx:{Path(name.removeprefix('onnx:')).with_suffix('.json')}"
+        raise GanMaskError(
+            f"{name}: an ONNX network is named by its sidecar, the JSON file that says how pictures are shown to it, "
+            f"such as {sidecar}; its keys are described in gan_mask.pretrained.onnx and docs/extending.md"
+        )
     prefix, colon, _ = name.partition(":")
     family = next((key for key in known if colon and key.startswith(f"{prefix}:")), name)
     if family not in known:

@@ -44,6 +44,7 @@ from gan_mask import files, landmarks, weights
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import alignment, thresholds
 from gan_mask.pretrained.protocol import Detector, Embedder, resize
+from gan_mask.pretrained.streamline import streamline
 
 OVERLAP = 0.2  # 0.4 would miss the boxes of tightly framed faces: 1.7 % of realmask160's masked crops
 
@@ -182,7 +183,7 @@ def to_torch(model: Any, file: Path, example: Tensor) -> tuple[nn.Module, list[l
 
     _check_input(model, file)
     try:
-        net = convert(model).eval()
+        net = streamline(convert(model).eval())
     except Exception as error:  # onnx and onnx2torch raise their own kinds
         raise GanMaskError(f"{file}: not convertible to torch ({type(error).__name__}: {error})") from error
     with torch.no_grad():

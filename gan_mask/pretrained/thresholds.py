@@ -20,8 +20,8 @@ BLOCK = 1024
 
 
 def shipped(name: str) -> dict[str, float]:
-    """FAR as text -> cosine, from the package or else from the user's own calibration; {} when there is neither."""
-    for folder in (SHIPPED, CALIBRATED):
+    """FAR as text -> cosine, from the user's own calibration or else from the package; {} when there is neither."""
+    for folder in (CALIBRATED, SHIPPED):
         path = folder / f"{name}.json"
         if path.is_file():
             return checked(files.read_json(path), str(path))

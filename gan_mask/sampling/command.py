@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gan_mask
-from gan_mask import attacks, commands, files, masking, sampling
+from gan_mask import attacks, commands, config, files, masking, sampling
+from gan_mask.config import FRACTION, SEED, Range
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage
 from gan_mask.pretrained.protocol import fingerprint
@@ -35,8 +36,13 @@ BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (m
 
 def sample(args: argparse.Namespace) -> list[Row]:
     """Do what the command says; the rows of results.csv."""
+    folder = check_folders(Path(args.faces), Path(args.out))
+    with files.locked(args.out):
+        return _sample(args, folder)
+
+
+def _sample(args: argparse.Namespace, folder: Path) -> list[Row]:
     source, out = Path(args.faces), Path(args.out)
-    folder = check_folders(source, out)
     names, problems = find_photos(source)
     if not names:
         raise GanMaskError(f"--faces {source}: no image files in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -99,13 +105,13 @@ def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
         folder = checkpoint_of(args)
         values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
     values["networks"] = [fingerprint(n, net) for n, net in (*sampler.embedders.items(), *sampler.detectors.items())]
-    if Path(args.template).is_file():
-        values["template_file"] = files.sha256(args.template)
+    if Path(sampler.template).is_file():
+        values["template_file"] = files.sha256(sampler.template)
     return values
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="sample.py", description=sampling.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("photos").add_argument
@@ -117,7 +123,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True, help="folder for the masked photos, results.csv and overview.png; required")
     add("--show", action="store_true", help="write OUT/gallery.html, too: a slider between before and after per face")
     add("--largest", action="store_true", help="only the largest face of each photo")
-    add("--min-score", type=float, default=0.9, help="lowest score of a face, in [0, 1] (default: 0.9)")
+    add(
+        "--min-score",
+        type=config.number(float, FRACTION),
+        default=0.9,
+        help="lowest score of a face, in [0, 1] (default: 0.9)",
+    )
 
     add = parser.add_argument_group("masks").add_argument
     add(
@@ -127,29 +138,33 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what makes the masks (default: generator)",
     )
     add("--checkpoint", help="generator: its folder, or a run folder of train.py (default: the shipped one)")
-    add("--template", default="match", help="what the mask shows: a shipped template, a photo, 'random', or 'match': "
-        "for each face the shipped one nearest in pose, expression and skin (default: match)")  # fmt: skip
+    add("--template", help="what the mask shows: a shipped template, a photo, 'random', or 'match': "
+        "for each face the shipped one nearest in pose, expression and skin (default: match; of a checkpoint that was "
+        "trained with a photo, that one)")  # fmt: skip
     add("--placement", default="seamless", choices=masking.PLACEMENTS, help="'seamless' clones the mask into the "
         "face, 'paper' lays it over; a generator has the one that it was trained with (default: seamless)")  # fmt: skip
     add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
-    add("--seed", type=int, default=0, help="of the methods' randomness and of random templates (default: 0)")
+    add(
+        "--seed",
+        type=config.number(int, SEED),
+        default=0,
+        help="of the methods' randomness and of random templates (default: 0)",
+    )
 
     add = parser.add_argument_group("networks and device").add_argument
     add("--embedders", nargs="*", default=["dlib"], metavar="NAME",
         help="measure similarity with these, optimise against them (default: dlib)")  # fmt: skip
     add("--detectors", nargs="*", default=["classifier"], metavar="NAME", help="mask detectors (default: classifier)")
-    add("--batch-size", type=_positive, default=16, help="photos and faces at a time (default: 16)")
+    add(
+        "--batch-size",
+        type=config.number(int, Range(1, 65536)),
+        default=16,
+        help="photos and faces at a time (default: 16)",
+    )
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
     attacks.add_options(parser)
     commands.add_message_options(parser)
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> None:

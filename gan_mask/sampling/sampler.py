@@ -17,7 +17,7 @@ from gan_mask import attacks, masking, pretrained, templates
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
 from gan_mask.landmarks import FRAMING
-from gan_mask.networks import SHIPPED, GeneratorConfig, load_generator
+from gan_mask.networks import OWN, SHIPPED, GeneratorConfig, load_generator
 from gan_mask.photos import wear_on_photo
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
@@ -50,6 +50,7 @@ class Sampler:
     method_name: str
     checkpoint: str | None
     template: str  # a name, a photo, 'random' or 'match'
+    own: Tensor | None  # (3, h, w), the texture of the template if it is none of these but the checkpoint's own
     harmonise: bool
     seed: int
     largest: bool
@@ -77,6 +78,11 @@ class Sampler:
             return [random.Random(f"{self.seed} {photo.name} {face}").choice(faces) for photo, face in wearers]
         return [self.template] * len(wearers)
 
+    def _bank(self, names: Sequence[str], size: tuple[int, int]) -> Tensor:
+        """Textures (N, 3, h, w) of the templates."""
+        bank = templates.load_all(names, size) if self.own is None else self.own.expand(len(names), -1, -1, -1)
+        return bank.to(self.device)
+
     @torch.no_grad()
     def wear(self, photos: Sequence[Photo]) -> None:
         """Put masks on all faces of the photos, in place; larger faces last, since they are in front."""
@@ -87,7 +93,7 @@ class Sampler:
         for part, cut in zip(parts(wearers, self.batch_size), parts(aligned, self.batch_size), strict=True):
             crops, landmarks = to_tensors(cut, self.device)
             names = self.choose_templates(part, crops, landmarks)
-            bank = templates.load_all(names, size).to(self.device)
+            bank = self._bank(names, size)
             if self.harmonise:
                 bank = templates.harmonise(bank, crops, landmarks)
             with contract.naming([photo.name for photo, _ in part]):
@@ -132,8 +138,9 @@ def load(args: argparse.Namespace) -> Sampler:
         raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
     generator = load_generator(checkpoint_of(args), args.device) if args.method == "generator" else None
     config = generator.config if generator else GeneratorConfig()
-    template = args.template
-    if template not in ("random", "match"):
+    template = args.template or (OWN if config.default_template == OWN else "match")
+    own = generator.template if generator and template == config.default_template == OWN else None
+    if own is None and template not in ("random", "match"):
         templates.load(template)  # fail now rather than after the first photos
     embedders = {name: pretrained.load_embedder(name, args.device) for name in args.embedders}
     detectors = {name: pretrained.load_detector(name, args.device) for name in args.detectors}
@@ -144,7 +151,7 @@ def load(args: argparse.Namespace) -> Sampler:
     return Sampler(
         source=faces if faces.is_dir() else faces.parent, out=Path(args.out), config=config,
         method=attacks.method(args.method, generator, surrogates, attacks.options_of(args, config.softness)),
-        method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template,
+        method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template, own=own,
         harmonise=args.harmonise, seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
         finder=FaceFinder(args.device, args.min_score),
         embedders=embedders, detectors=detectors,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import atexit
 import glob
-import hashlib
 import math
 import multiprocessing
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +28,32 @@ from gan_mask import commands, config, files, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
-from gan_mask.networks import Discriminator, Generator, load_generator
+from gan_mask.networks import OWN, Discriminator, Generator, load_generator
 from gan_mask.pretrained import contract
-from gan_mask.pretrained.protocol import weights_digest
+from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.shards import ShardSet, open_faces
-from gan_mask.surrogates import load_surrogates
+from gan_mask.surrogates import Surrogates, load_surrogates
 from gan_mask.training.log import Log
-from gan_mask.training.options import BATCH, EARLIER, GENERATOR_NOISE, RESUMABLE, TrainConfig, check, default_template
+from gan_mask.training.options import (
+    BATCH,
+    EARLIER,
+    GENERATOR_NOISE,
+    RESUMABLE,
+    TrainConfig,
+    check,
+    default_template,
+    trained_against,
+)
 from gan_mask.training.schedule import Schedule
 from gan_mask.training.state import State, has_checkpoint
 from gan_mask.training.step import Game, Scene
 from gan_mask.training.validation import Validation
+
+ENGINES = ("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG")  # of accelerate, not ours
+PRECISION = "ACCELERATE_MIXED_PRECISION"
+
+# What a generator may be fine-tuned to: its networks stay as they are.
+FREE = {"placement", "softness", "size", "margin", "default_template", "trained_against", "trained_against_weights"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,9 +78,15 @@ def lost_process(error: RuntimeError) -> bool:
 
 
 def train(c: TrainConfig) -> None:
+    """Train, or go on with what --out holds. SIGTERM and Ctrl-C end it after the step, with a checkpoint."""
     check(c)
+    with stop_on_signals() as stop, ExitStack() as held:
+        _train(c, stop, held)
+
+
+def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     out = Path(c.out)
-    accelerator = Accelerator(mixed_precision=c.mixed_precision, gradient_accumulation_steps=c.accumulate)
+    c, accelerator = launched(c)
     photos = open_faces(c.data, "train")
     if len(photos) < 2:
         raise GanMaskError(f"{c.data}: {len(photos)} faces in the train split; at least 2 are needed")
@@ -73,9 +96,10 @@ def train(c: TrainConfig) -> None:
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
     set_seed(c.seed)  # after the surrogates, some of which draw numbers when they are made
     generator = Generator(
-        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel, residual_bound=c.residual_bound,
+        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, appearance_bound=c.appearance_bound,
+        shape_bound=c.shape_bound, light_bound=c.light_bound, kernel=c.kernel, residual_bound=c.residual_bound,
         placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
-        default_template=default_template(c), trained_against=(*c.embedders, *c.detectors),
+        default_template=default_template(c), trained_against=trained_against(c),
         trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),
     )  # fmt: skip
     if c.start and not has_checkpoint(out):
@@ -96,7 +120,9 @@ def train(c: TrainConfig) -> None:
 
     # Templates; only then the run folder, so that a start that fails leaves none
     bank = templates.Bank(c.templates, generator.texture_size, device)
-    claim(out, c, accelerator)
+    if generator.config.default_template == OWN:
+        ema.template.copy_(bank.textures[0])
+    claim(out, c, surrogates, accelerator, held)
 
     bare = {"net": net, "discriminator": discriminator}  # without what accelerate wraps around them: torch.compile, DDP
     net, discriminator, *optimizers = accelerator.prepare(net, discriminator, *optimizers)
@@ -121,7 +147,7 @@ def train(c: TrainConfig) -> None:
     game = Game(c, net, discriminator, judge, surrogates, references, bank, schedule, accelerator.autocast, device)
     log = Log(out, c, start, accelerator)
     health = Health(judged=c.realism > 0)
-    stop = stop_on_signals()
+    stop.begin()
     norms: tuple[float, ...] = (0.0, 0.0)
     due = False
 
@@ -162,50 +188,78 @@ def train(c: TrainConfig) -> None:
     accelerator.end_training()
 
 
-def claim(out: Path, c: TrainConfig, accelerator: Accelerator) -> None:
-    """Make the run folder, or make sure that it holds the same run."""
+def launched(c: TrainConfig) -> tuple[TrainConfig, Accelerator]:
+    """The options with what accelerate is told by its launcher or environment; GanMaskError where that can not be."""
+    told = {name: os.environ.get(f"ACCELERATE_{name}", "") for name in ("GRADIENT_ACCUMULATION_STEPS", *ENGINES)}
+    steps = told["GRADIENT_ACCUMULATION_STEPS"]
+    if steps not in ("", str(c.accumulate)):
+        raise GanMaskError(
+            f"accelerate is told to accumulate {steps} micro-batches ($ACCELERATE_GRADIENT_ACCUMULATION_STEPS), "
+            f"--accumulate is {c.accumulate}; give the same, or leave it to --accumulate"
+        )
+    if used := [name for name in ENGINES if told[name].lower() in ("1", "true", "yes", "on", "y", "t")]:
+        raise GanMaskError(f"$ACCELERATE_{used[0]}: this training runs in plain or distributed PyTorch only; unset it")
+    precision = None if c.mixed_precision == "auto" else c.mixed_precision  # None: as accelerate is told
+    if precision is None and os.environ.get(PRECISION, "no").lower() not in ("no", "fp16", "bf16"):
+        raise GanMaskError(f"accelerate is told {os.environ[PRECISION]!r} (${PRECISION}): expected no, fp16 or bf16")
+    try:
+        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=c.accumulate)
+    except ValueError as error:  # it keeps one precision per process, and asks the machine for what it can do
+        raise GanMaskError(f"--mixed_precision {precision or os.environ.get(PRECISION)}: {error}") from error
+    return replace(c, mixed_precision=accelerator.mixed_precision), accelerator
+
+
+def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accelerator, held: ExitStack) -> None:
+    """Make the run folder, or make sure that it holds the same run, and that no other process writes there."""
     if accelerator.is_main_process:
-        path = out / "train.json"
+        path, now = out / "train.json", config.to_dict(c)
+        now["processes"] = accelerator.num_processes
+        now["networks"] = surrogates.fingerprints()
         if path.is_file():
-            # An option that is newer than the run had its default.
-            before, now = config.to_dict(TrainConfig()) | EARLIER | files.read_json(path), config.to_dict(c)
+            # An option that is newer than the run had its default, and what was not kept then is not known.
+            before = now | config.to_dict(TrainConfig()) | EARLIER | files.read_json(path)
             changed = [k for k in now if k not in RESUMABLE and before[k] != now[k]]
             if math.prod(before[k] for k in BATCH) == math.prod(now[k] for k in BATCH):
                 changed = [k for k in changed if k not in BATCH]
             if changed:
-                differences = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed)
+                differences = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed if k != "networks")
+                if "networks" in changed:
+                    differences = ", ".join([differences] * bool(differences) + ["changed weights of the networks"])
                 raise GanMaskError(
                     f"{out} holds a run with other options ({differences}); "
                     "give another --out, or the same options to resume"
                 )
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(files.locked(out))
             files.remove_leftovers(out)
-            files.write_json(path, config.to_dict(c))
+            files.write_json(path, now)
         except OSError as error:
             raise GanMaskError(f"--out {out}: cannot write there ({error.strerror})") from error
     accelerator.wait_for_everyone()
 
 
 def begin_with(generator: Generator, checkpoint: str) -> None:
-    """Give the generator the weights of a checkpoint, which must be of the same shape."""
+    """Give the generator the weights of a checkpoint, which must be of the same architecture."""
     earlier = load_generator(checkpoint)
+    before, now = config.to_dict(earlier.config), config.to_dict(generator.config)
+    options = {field.name for field in fields(TrainConfig)}
     differing = [
-        f"--{name} {getattr(earlier.config, name)}, not {getattr(generator.config, name)}"
-        for name in ("widths", "heads", "kernel", "residual_bound")
-        if getattr(earlier.config, name) != getattr(generator.config, name)
+        f"{f'--{name}' if name in options else name.replace('_', ' ')} {before[name]}, not {now[name]}"
+        for name in now
+        if name not in FREE and before[name] != now[name]
     ]
     if differing:
         raise GanMaskError(f"--start {checkpoint}: that generator has {'; '.join(differing)}; give the same")
-    generator.load_state_dict(earlier.state_dict())
+    generator.net.load_state_dict(earlier.net.state_dict())
 
 
 def clean_embeddings(
     embedder: Any, photos: PreparedSet | ShardSet, out: Path, accelerator: Accelerator, workers: int
 ) -> Tensor:
     """Embeddings (N, D) of the unmasked train split, computed once per run, by all processes, and kept beside it."""
-    order = hashlib.sha256(photos.identities.tobytes()).hexdigest()[:8]  # --data may change: a set to its shards
-    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{order}.npy"
+    # Of these weights and these faces: --data may change, to a set's shards or to more people.
+    key = files.digest(f"{fingerprint(embedder.name, embedder)} {photos.fingerprint()} {photos.split}")
+    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{key[:16]}.npy"
     absent = torch.tensor(int(not (path.is_file() and readable(path, len(photos)))), device=accelerator.device)
     if accelerator.reduce(absent, "sum").item():  # one answer for all processes, before any of them writes
         shares = min(accelerator.num_processes, len(photos))
@@ -308,8 +362,19 @@ class stop_on_signals:
 
     def __init__(self) -> None:
         self.signal = 0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> stop_on_signals:
+        return self
+
+    def begin(self) -> None:
+        """From here on; before the first step there is nothing to keep."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._notice)
+            self.before[number] = signal.signal(number, self._notice)
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _notice(self, number: int, frame: Any) -> None:
         self.signal = number

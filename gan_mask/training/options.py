@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from gan_mask import templates
-from gan_mask.config import option
+from gan_mask import config, files, templates
+from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
 from gan_mask.masking import PlacementName
+from gan_mask.networks import DEVIATIONS, FACE_HEADS, HEADS, KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
 from gan_mask.surrogates import Goal
 
 GENERATOR_NOISE = 32  # length of z
@@ -23,18 +24,20 @@ class TrainConfig:
         required=True,
     )
     out: str = option("", "run folder; running the same command again resumes it", required=True)
-    steps: int = option(20000, "optimiser steps in all")
-    batch_size: int = option(32, "faces per process and micro-batch")
-    accumulate: int = option(1, "micro-batches per optimiser step")
-    seed: int = option(0, "of everything random")
-    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "arithmetic of the networks; geometry stays float32")
-    workers: int = option(2, "loader processes per training process")
+    steps: int = option(20000, "optimiser steps in all", within=COUNT)
+    batch_size: int = option(32, "faces per process and micro-batch", within=Range(1, 65536))
+    accumulate: int = option(1, "micro-batches per optimiser step", within=COUNT)
+    seed: int = option(0, "of everything random", within=SEED)
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option(
+        "auto", "arithmetic of the networks, geometry stays float32; auto: what accelerate is told, else no"
+    )
+    workers: int = option(2, "loader processes per training process", within=WORKERS)
 
     embedders: tuple[str, ...] = option(
         ("dlib",), "surrogate face recognisers", group="what the masks are made against, and of"
     )
     detectors: tuple[str, ...] = option(("classifier",), "surrogate mask detectors")
-    far: float = option(1e-3, "false-accept rate of the thresholds to get below")
+    far: float = option(1e-3, "false-accept rate of the thresholds to get below", within=RATE)
     templates: tuple[str, ...] = option(
         ("match",),
         "mask templates to sample: names, or the groups faces, plain, cloth; match: of those that suit the wearer",
@@ -43,42 +46,57 @@ class TrainConfig:
     start: str = option(
         "", "checkpoint to fine-tune: the generator begins with its weights, not with random ones", group="networks"
     )
-    widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution")
-    heads: Literal["filter", "residual", "both"] = option("both", "what the generator predicts")
-    kernel: int = option(5, "side of the filter kernels, texels")
-    residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]")
+    widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution", within=WIDTHS)
+    heads: tuple[str, ...] = option(FACE_HEADS, f"what the generator predicts, of {', '.join(HEADS)}")
+    appearance_bound: float = option(
+        2.0, "largest change of the appearance, standard deviations among people", within=DEVIATIONS
+    )
+    shape_bound: float = option(0.05, "largest displacement, fraction of the texture's width", within=FRACTION)
+    light_bound: float = option(0.06, "largest change of the light, luminance in [0, 1]", within=FRACTION)
+    kernel: int = option(5, "side of the filter kernels, texels", within=KERNEL)
+    residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]", within=FRACTION)
     placement: PlacementName = option("seamless", "how masks are worn: cloned into the face, or laid over it (paper)")
-    softness: float = option(0.03, "paper placement: fade at the mask's edge, fraction of the mask's width")
-    discriminator_width: int = option(32, "discriminator's channels in its first layer")
+    softness: float = option(
+        0.03, "paper placement: fade at the mask's edge, fraction of the mask's width", within=SOFTNESS
+    )
+    discriminator_width: int = option(32, "discriminator's channels in its first layer", within=Range(1, 1024))
 
-    realism: float = option(0.2, "weight: discriminator's opinion", group="losses")
-    dodging: float = option(2.0, "weight: similarity to the wearer's photos above threshold")
-    undetected: float = option(0.5, "weight: mask logit")
-    found: float = option(0.5, "weight: face logit, so that the face stays a face")
-    perceptual: float = option(0.0, "weight: LPIPS to the DM result (needs AlexNet's weights)")
-    fidelity: float = option(100.0, "weight: mean squared difference to the template's texture")
-    smooth: float = option(1.0, "weight: total variation of what the generator changes")
-    dodging_margin: float = option(0.25, "how far below threshold, in units of 1 - threshold")
-    detection_margin: float = option(2.0, "how far beyond the detectors' decision, logits")
-    r1: float = option(1.0, "weight gamma of the R1 penalty")
-    r1_every: int = option(8, "steps between R1 penalties, each counted as many times")
+    realism: float = option(0.2, "weight: discriminator's opinion", group="losses", within=WEIGHT)
+    dodging: float = option(2.0, "weight: similarity to the wearer's photos above threshold", within=WEIGHT)
+    undetected: float = option(0.5, "weight: mask logit", within=WEIGHT)
+    found: float = option(0.5, "weight: face logit, so that the face stays a face", within=WEIGHT)
+    perceptual: float = option(0.0, "weight: LPIPS to the DM result (needs AlexNet's weights)", within=WEIGHT)
+    fidelity: float = option(100.0, "weight: mean squared difference to the template's texture", within=WEIGHT)
+    smooth: float = option(1.0, "weight: total variation of what the generator changes", within=WEIGHT)
+    dodging_margin: float = option(0.25, "how far below threshold, in units of 1 - threshold", within=Range(0, 2))
+    detection_margin: float = option(2.0, "how far beyond the detectors' decision, logits", within=Range(0, 100))
+    plausible: float = option(
+        1.0, "weight: how far a lower face is from those of people, squared deviations beyond two", within=WEIGHT
+    )
+    r1: float = option(1.0, "weight gamma of the R1 penalty", within=WEIGHT)
+    r1_every: int = option(8, "steps between R1 penalties, each counted as many times", within=COUNT)
 
     diversity: float = option(
-        1.0, "strength of the augmentations before surrogates and discriminator; 0: none", group="augmentation"
+        1.0,
+        "strength of the augmentations before surrogates and discriminator; 0: none",
+        group="augmentation",
+        within=Range(0, 10),
     )
-    eot: float = option(0.3, "strength of the jitter at which masks are worn; 0: none")
+    eot: float = option(0.3, "strength of the jitter at which masks are worn; 0: none", within=Range(0, 10))
 
-    learning_rate: float = option(1e-3, "generator's, AdamW", group="optimisers")
-    discriminator_learning_rate: float = option(5e-4, "discriminator's, AdamW")
-    warmup: int = option(50, "steps of linear warm-up")
-    clip: float = option(1.0, "largest gradient norm")
-    ema: float = option(0.995, "decay of the averaged generator, which is the one that is kept")
+    learning_rate: float = option(1e-3, "generator's, AdamW", group="optimisers", within=LEARNING_RATE)
+    discriminator_learning_rate: float = option(5e-4, "discriminator's, AdamW", within=LEARNING_RATE)
+    warmup: int = option(50, "steps of linear warm-up", within=Range(0, 2**31 - 1))
+    clip: float = option(1.0, "largest gradient norm", within=Range(above=0))
+    ema: float = option(
+        0.995, "decay of the averaged generator, which is the one that is kept", within=Range(0, below=1)
+    )
 
-    log_every: int = option(10, "steps between logged figures", group="logs and checkpoints")
-    validate_every: int = option(200, "steps between validations and image grids")
-    validation_faces: int = option(48, "faces of the val split to validate on")
-    save_every: int = option(200, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
+    log_every: int = option(10, "steps between logged figures", group="logs and checkpoints", within=COUNT)
+    validate_every: int = option(200, "steps between validations and image grids", within=COUNT)
+    validation_faces: int = option(48, "faces of the val split to validate on", within=Range(2, 2**31 - 1))
+    save_every: int = option(200, "steps between checkpoints", within=COUNT)
+    keep: int = option(2, "checkpoints kept", within=COUNT)
 
     @property
     def goal(self) -> Goal:
@@ -87,22 +105,36 @@ class TrainConfig:
 
 # Options that may change when a run is resumed; with any other change the result would not be that of one run.
 RESUMABLE = {"out", "data", "steps", "workers", "log_every", "validate_every", "validation_faces", "save_every", "keep"}
-BATCH = ("batch_size", "accumulate")  # free to change, too, while their product stays: the faces of a step
+BATCH = ("batch_size", "accumulate", "processes")  # free to change, too, while their product stays: the faces of a step
 
 
 def check(c: TrainConfig) -> None:
-    for field in fields(c):
-        if field.metadata["required"] and not getattr(c, field.name):
-            raise GanMaskError(f"--{field.name} is missing: {field.metadata['help']}")
-    for name in ("steps", "batch_size", "accumulate", "r1_every", "log_every", "validate_every", "save_every", "keep"):
-        if getattr(c, name) < 1:
-            raise GanMaskError(f"--{name} must be at least 1, got {getattr(c, name)}")
+    """Raises GanMaskError that names an option which is missing, of another kind or out of range."""
+    config.check(c)
+    if not (c.embedders or c.detectors):
+        raise GanMaskError("--embedders, --detectors: no network to make masks against; name one at least")
+    shape = {
+        name: getattr(c, name)
+        for name in ("widths", "heads", "kernel", *(f"{head}_bound" for head in (*FACE_HEADS, "residual")), "softness")
+    }
+    generator_config(shape)  # which number of widths fits
 
 
 # What options that are newer than a run stood at before there were any.
-EARLIER: dict[str, Any] = {"placement": "paper"}
+EARLIER: dict[str, Any] = {"placement": "paper", "plausible": 0.0}
 
 
 def default_template(c: TrainConfig) -> str:
-    """What the generator takes when it is given none: 'match', or the first of its templates."""
-    return "match" if c.templates == ("match",) else next(iter(templates.expand(c.templates)))
+    """What the generator takes when it is given none: 'match', or the first of its templates by its shipped name.
+
+    OWN for a photo, whose texture the checkpoint holds: it is passed on, with no path of this machine in it.
+    """
+    if c.templates == ("match",):
+        return "match"
+    first = next(iter(templates.expand(c.templates)))
+    return first if first in templates.names() else OWN
+
+
+def trained_against(c: TrainConfig) -> tuple[str, ...]:
+    """Names of the surrogates as the checkpoint tells them: of an ONNX sidecar without its folder."""
+    return tuple(files.without_folder(name) for name in (*c.embedders, *c.detectors))

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gan_mask import augment, likeness, losses, masking
+from gan_mask import augment, facespace, likeness, losses, masking
 from gan_mask.augment import Draws
 from gan_mask.surrogates import Surrogates, evasion_terms
 from gan_mask.templates import Bank
@@ -51,9 +51,9 @@ def discriminator_terms(
     With the paper's placement half of them wear a benign DM mask: its seam cannot be learned away.
     """
     wears_dm = (draws.uniform(1, 1, 1) < 0.5) & (c.placement == "paper")
-    real = disguise(torch.where(wears_dm, scene.dm, scene.face), draws, c.diversity).detach().requires_grad_(r1)
-    fake = disguise(scene.masked.detach(), draws, c.diversity)
-    real_logits, fake_logits = discriminator(torch.cat([real, fake])).float().chunk(2)
+    real = torch.where(wears_dm, scene.dm, scene.face).detach().requires_grad_(r1)
+    views = [shown(images, scene.landmarks, draws, c) for images in (real, scene.masked.detach())]
+    real_logits, fake_logits = discriminator(torch.cat(views)).float().unflatten(0, (2, -1, len(real))).mean(1)
     terms = {"d_logistic": losses.d_logistic(real_logits, fake_logits)}
     if r1:
         terms["d_r1"] = losses.r1_penalty(real_logits, real) * (c.r1 / 2 * c.r1_every)
@@ -64,21 +64,32 @@ def generator_terms(
     scene: Scene, references: Sequence[Tensor], discriminator: nn.Module, s: Surrogates, draws: Draws, c: TrainConfig
 ) -> dict[str, Tensor]:
     """The weighted losses, each (B,). references: per embedder (B, 2, D), the wearer's own and another clean photo."""
-    terms = {
-        "realism": c.realism * losses.g_nonsaturating(discriminator(disguise(scene.masked, draws, c.diversity)).float())
-    }
+    logits = discriminator(shown(scene.masked, scene.landmarks, draws, c)).float().unflatten(0, (-1, len(scene.masked)))
+    terms = {"realism": c.realism * losses.g_nonsaturating(logits.mean(0))}
     evasion = evasion_terms(scene.masked, scene.landmarks, references, s, draws, c.diversity, c.goal)
     terms |= {name: getattr(c, name) * term for name, term in evasion.items()}
     if s.perceptual is not None:
         terms["perceptual"] = c.perceptual * s.perceptual(scene.masked, scene.dm)
+    if c.plausible:
+        basis = facespace.basis((scene.texture.shape[2], scene.texture.shape[3]), scene.texture.device)
+        terms["plausible"] = c.plausible * facespace.implausible(scene.texture, basis)
     terms["fidelity"] = c.fidelity * losses.squared_distance(scene.texture, scene.template)
     terms["smooth"] = c.smooth * losses.total_variation(scene.texture - scene.template)
     return terms
 
 
-def disguise(images: Tensor, draws: Draws, strength: float) -> Tensor:
-    """The discriminator's differentiable augmentation (Zhao et al. 2020)."""
-    return augment.shift_image(augment.relight(images, draws, strength), draws, strength)
+def shown(images: Tensor, landmarks: Tensor, draws: Draws, c: TrainConfig) -> Tensor:
+    """What the discriminator sees of pictures (B, 3, S, S); seamless ones twice: as they are, and a part.
+
+    Differentiably augmented (Zhao et al. 2020). The part, twice as large, lies around some point of the mask: its
+    edge, the nose, the mouth.
+    """
+    views = [augment.shift_image(augment.relight(images, draws, c.diversity), draws, c.diversity)]
+    if c.placement == "seamless":
+        point = torch.tensor(masking.MASK_LANDMARKS, device=images.device)[draws.integers(len(masking.MASK_LANDMARKS))]
+        centres = landmarks[torch.arange(len(images), device=images.device), point]
+        views.append(augment.enlarge(augment.relight(images, draws, c.diversity), centres, 2.0))
+    return torch.cat(views)
 
 
 @dataclass
