@@ -89,7 +89,9 @@ def faces(batch: int, size: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def geometry(quick: bool, device: str) -> dict[str, Any]:
-    """`wear` and `unwrap` beside a bare grid_sample of the picture's size, and a loop over faces (scikit-image)."""
+    """`wear` and `unwrap` beside a bare grid_sample of the picture's size, and a loop over faces (scikit-image);
+    seamless placement beside the paper's.
+    """
     result: dict[str, Any] = {}
     batch, rounds = (4, 2) if quick else (32, 9)
     for size in (64,) if quick else (160, 256):
@@ -126,7 +128,40 @@ def geometry(quick: bool, device: str) -> dict[str, Any]:
         }
         faster = ratio(take_turns(slow, rounds), "loop", "wear") * batch / 2
         result[f"{size} px, speed-up over a loop of scikit-image"] = round(faster, 1)
+    result["placements, 160 px, batch 32"] = placements(device, 5 if quick else 9)
     result["memory allocated by wear, 160 px, MB per face"] = memory(device, quick)
+    return result
+
+
+def placements(device: str, rounds: int) -> dict[str, Any]:
+    """What seamless placement adds, forward and with backward, at the same size whether quick or not."""
+    image, points = faces(32, 160, device)
+    texture = torch.rand(32, 3, *masking.TEXTURE, device=device)
+
+    def paper() -> Tensor:
+        return masking.unwrap(image, points).sum() + masking.wear(image, points, texture, 0.03).sum()
+
+    def seamless() -> Tensor:
+        own = masking.unwrap(image, points)
+        return masking.wear(image, points, masking.seamless(texture, own), own=own).sum()
+
+    contestants: dict[str, Callable[[], Tensor]] = {
+        "unwrap and wear": paper,
+        "unwrap, seamless and wear": seamless,
+        "put_on, paper": lambda: masking.put_on(image, points, texture, "paper", 0.03).sum(),
+        "put_on, seamless": lambda: masking.put_on(image, points, texture, "seamless").sum(),
+    }
+    result = {}
+    for backward in (False, True):
+        for tensor in (image, texture):
+            tensor.requires_grad_(backward)
+        passes: Contestants = {n: lambda f=f, b=backward: f().backward() if b else f() for n, f in contestants.items()}  # type: ignore[misc]
+        seconds = take_turns(passes, rounds)
+        result["forward and backward" if backward else "forward"] = {
+            "ms": milliseconds(seconds),
+            "seamless over unwrap and wear": round(ratio(seconds, "unwrap, seamless and wear", "unwrap and wear"), 2),
+            "put_on, seamless over paper": round(ratio(seconds, "put_on, seamless", "put_on, paper"), 2),
+        }
     return result
 
 

@@ -1,4 +1,8 @@
-"""Draw docs/images/geometry.webp: how a mask goes from one face to another. python docs/pictures.py [FILE]"""
+"""Draw the pictures of docs/concepts.md, of synthetic people: python docs/pictures.py [NAME FILE]
+
+NAME is geometry (how a mask goes from one face to another), placement (the paper's and seamless) or detail (the same on
+a larger photo); without it all are drawn, into docs/images.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gan_mask import masking, templates
+from gan_mask import attacks, likeness, masking, templates
+from gan_mask.faces import to_8_bit
+from gan_mask.photos import wear_on_photo
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
+IMAGES = Path(__file__).parent / "images"
 TEMPLATE, WEARER = "id_0016", "id_0054"
+PLACED = "id_0035"  # the wearer of the pictures of placement
+ENLARGED = 6
 BLUE, ORANGE = "#0072b2", "#e69f00"  # of Okabe and Ito: told apart by colour-blind readers, too
 TRIANGLES = masking.TRIANGLES.numpy()
 
@@ -44,7 +54,7 @@ def mesh(axes: Axes, points: np.ndarray) -> None:
     axes.triplot(points[:, 0], points[:, 1], TRIANGLES, color=BLUE, linewidth=0.7)
 
 
-def main(out: Path) -> None:
+def geometry() -> Figure:
     (template, template_points), (wearer, points) = person(TEMPLATE), person(WEARER)
     texture = masking.unwrap(template, template_points)
     chosen = list(masking.MASK_LANDMARKS)
@@ -62,11 +72,71 @@ def main(out: Path) -> None:
     show(axes[4], masking.wear(wearer, points, texture, 0.03), "wear: the mask is on")
     for axis in (axes[0], axes[1], axes[3], axes[4]):
         axis.set(xlim=(0, 127), ylim=(133, 0))
+    return figure
+
+
+def placement() -> Figure:
+    wearer, points = person(PLACED)
+    bank = templates.load_all(templates.best(wearer, points))
+    own = masking.unwrap(wearer, points)
+    adapted = likeness.adapt(bank, own)
+    change = masking.seamless(adapted, own) - own
+    worn = [
+        attacks.method(name).wear(wearer, points, texture) for name, texture in (("dm", bank), ("dm-seamless", adapted))
+    ]
+    added = masking.wear(torch.full_like(wearer, 0.5), points, change, own=torch.zeros_like(change))
+    figure, grid = plt.subplots(2, 3, figsize=(11, 8.2), layout="constrained")
+    axes = grid.ravel()
+    show(axes[0], wearer, "the wearer")
+    show(axes[1], bank, "the template that suits best,\nin canonical mask space", unit=True)
+    show(axes[2], worn[0], "paper: laid over the face")
+    show(axes[3], adapted, "in the wearer's colours,\ncontrast and sharpness", unit=True)
+    show(axes[4], added, "what seamless placement adds\n(grey: nothing)")
+    show(axes[5], worn[1], "seamless: cloned into the face")
+    return figure
+
+
+def detail() -> Figure:
+    """A photo six times as large, with grain that no texture of 72 x 96 texels holds."""
+    wearer, points = person(PLACED)
+    own = masking.unwrap(wearer, points)
+    bank = templates.load_all(templates.best(wearer, points))
+    adapted = likeness.adapt(bank, own)
+    large = torch.nn.functional.interpolate(wearer, scale_factor=ENLARGED, mode="bicubic", align_corners=False)
+    grain = torch.randn(1, 1, *large.shape[2:], generator=torch.Generator().manual_seed(0))
+    photo = to_8_bit((large + 0.035 * grain).clamp(0, 1))[0]
+    marks = (ENLARGED * (points[0] + 0.5) - 0.5).numpy()
+    pictures = [photo]
+    for texture, placed in ((bank, "paper"), (adapted, "seamless")):
+        pictures.append(photo.copy())
+        wear_on_photo(pictures[-1], marks, texture[0], own[0], placed, 0.03)
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.9), layout="constrained")
+    titles = ("a photo, 6 times as large as the network's picture", "paper: as coarse as the texture",
+              "seamless: the photo's own grain stays")  # fmt: skip
+    x, y = marks[[48, 54, 33]].mean(0)
+    for axis, picture, title in zip(axes, pictures, titles, strict=True):
+        axis.imshow(picture)
+        axis.set(title=title, xlim=(x - 150, x + 150), ylim=(y + 150, y - 150))
+        axis.axis("off")
+    return figure
+
+
+PICTURES = {"geometry": geometry, "placement": placement, "detail": detail}
+
+
+def draw(name: str, out: Path) -> None:
+    figure = PICTURES[name]()
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=90)
     plt.close(figure)
     Image.open(buffer).convert("RGB").save(out, quality=90)
 
 
+def main() -> None:
+    chosen = {sys.argv[1]: Path(sys.argv[2])} if sys.argv[1:] else {n: IMAGES / f"{n}.webp" for n in PICTURES}
+    for name, out in chosen.items():
+        draw(name, out)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent / "images" / "geometry.webp")
+    main()

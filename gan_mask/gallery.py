@@ -8,17 +8,25 @@ from pathlib import Path
 from gan_mask import html
 from gan_mask.report import Pair
 
-SIDE = 320  # pixels: longest side of a picture in the page; smaller ones stay as they are
+SIDES = (512, 384, 256)  # pixels: longest side of a picture in the page; smaller ones stay as they are
+BYTES = 14_000_000  # of all pictures together, as far as these sides allow
 
 
 def write(pairs: Sequence[Pair], title: str, path: Path) -> None:
-    """`path`, HTML, about 50 kB per pair. Captions and title may hold anything, they are shown as text."""
-    shown = [
-        {
-            "before": html.data_uri(pair.unmasked, SIDE),
-            "after": html.data_uri(pair.masked, SIDE),
-            "caption": list(pair.caption),
-        }
-        for pair in pairs
-    ]
-    html.write(path, "gallery.html", title=title, pairs=shown)
+    """`path`, HTML, below 15 MB for 200 pairs. Captions and title may hold anything, they are shown as text."""
+    shown = [(_pictures(pair, BYTES // len(pairs)), list(pair.caption)) for pair in pairs]
+    html.write(
+        path,
+        "gallery.html",
+        title=title,
+        pairs=[{"before": before, "after": after, "caption": caption} for (before, after), caption in shown],
+    )
+
+
+def _pictures(pair: Pair, most: int) -> tuple[str, str]:
+    """Before and after, both at the largest side at which they take so many bytes in the page, else the smallest."""
+    for side in SIDES:
+        before, after = html.data_uri(pair.unmasked, side), html.data_uri(pair.masked, side)
+        if len(before) + len(after) <= most:
+            break
+    return before, after

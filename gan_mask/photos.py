@@ -11,7 +11,7 @@ from gan_mask import likeness, masking
 from gan_mask.faces import to_8_bit
 from gan_mask.masking import PlacementName
 
-PIXELS = 2_000_000  # of the photo that are worked on at once, which bounds the memory
+PIXELS = 500_000  # of the photo that are worked on at once, which bounds the memory
 CROP_SCALE = 1.25  # photo pixels per texel up to which a face counts as no larger than in its crop
 LARGEST = 8  # a texel becomes at most so many by so many, smoothly; beyond that they are interpolated linearly
 
@@ -39,20 +39,26 @@ def wear_on_photo(
         return
     original = torch.from_numpy(patch.copy()).permute(2, 0, 1)[None]
     marks = torch.from_numpy(landmarks - np.array([x0, y0], np.float32))[None].to(texture.device)
-    layers = _layers(texture[None], own[None], marks) if placement == "seamless" else None
     step = max(1, PIXELS // patch.shape[1])
-    for top in range(0, len(patch), step):
-        bottom = min(top + step, len(patch))
-        if layers is None:
-            strip = original[:, :, top:bottom].to(texture.device) / 255
-            worn = masking.wear(strip, _moved(marks, top), texture[None], softness)
-        else:
-            worn = _cloned(original, marks, layers, top, bottom)
-        patch[top:bottom] = to_8_bit(worn[0])
+    strips = [slice(top, min(top + step, len(patch))) for top in range(0, len(patch), step)]
+    if placement == "paper":
+        for rows in strips:
+            worn = masking.wear(_part(original, rows, texture), _moved(marks, rows), texture[None], softness)
+            patch[rows] = to_8_bit(worn[0])
+        return
+    layers = _layers(texture[None], own[None], marks)
+    skin = _skin(original, marks, layers, strips) if layers[:, 6].any() else None
+    for rows in strips:
+        patch[rows] = to_8_bit(_cloned(_part(original, rows, layers), _moved(marks, rows), layers, skin, rows)[0])
 
 
-def _moved(marks: Tensor, top: int) -> Tensor:
-    return marks - marks.new_tensor([0, top])
+def _part(original: Tensor, rows: slice, like: Tensor) -> Tensor:
+    """Of uint8 (1, 3, H, W), in [0, 1]."""
+    return original[:, :, rows].to(like.device) / 255
+
+
+def _moved(marks: Tensor, rows: slice) -> Tensor:
+    return marks - marks.new_tensor([0, rows.start])
 
 
 def _layers(texture: Tensor, own: Tensor, marks: Tensor) -> Tensor:
@@ -77,32 +83,48 @@ def agreement(change: Tensor) -> Tensor:
     return 1 / (1 + (strength / DISAGREEMENT) ** 4)
 
 
-def _cloned(original: Tensor, marks: Tensor, layers: Tensor, top: int, bottom: int) -> Tensor:
-    """Rows `top` to `bottom` of the masked patch; original uint8 (1, 3, H, W)."""
-    across = BESIDE * (marks[0, 15] - marks[0, 1])
-    dx, dy = (round(value) for value in across.tolist())
-    first, last = max(top - abs(dy), 0), min(bottom + abs(dy), original.shape[2])  # skin comes from other rows, too
-    photo = original[:, :, first:last].to(layers.device) / 255
-    change, own, fade, side, inside = _sampled(layers, _moved(marks, first), *photo.shape[2:])
-    detail = (photo - own) * inside
+def _skin(original: Tensor, marks: Tensor, layers: Tensor, strips: list[slice]) -> Tensor:
+    """The photo's fine detail where it stays, without folds and edges: float16 (1, 3, H, W), half of a float's memory.
+
+    Of the whole patch, as what fades in one strip is made good from others when the face leans.
+    """
+    skin = torch.empty(original.shape, dtype=torch.float16, device=layers.device)
+    total, count = layers.new_zeros(()), layers.new_zeros(())
+    for rows in strips:
+        photo = _part(original, rows, layers)
+        _, own, fade, _, inside = _sampled(layers, _moved(marks, rows), *photo.shape[2:])
+        detail = (photo - own) * inside * (1 - fade)
+        total, count = total + detail.abs().sum(), count + 3 * inside.sum()
+        skin[:, :, rows] = detail
+    most = float(SKIN_DETAIL * total / count.clamp_min(1))
+    return skin.clamp_(-most, most)
+
+
+def _cloned(photo: Tensor, marks: Tensor, layers: Tensor, skin: Tensor | None, rows: slice) -> Tensor:
+    """These rows of the masked patch, (1, 3, h, W); skin: of the whole patch, if anything fades."""
+    change, own, fade, side, inside = _sampled(layers, marks, *photo.shape[2:])
     worn = photo + change
-    if fade.any():
-        source = detail * (1 - fade)
-        most = SKIN_DETAIL * source.abs().sum() / (3 * inside.sum()).clamp_min(1)
-        source = source.clamp(-most, most)
-        left, right = source.roll((dy, dx), (2, 3)), source.roll((-dy, -dx), (2, 3))
+    if skin is not None and fade.any():
+        across = BESIDE * (marks[0, 15] - marks[0, 1])
+        dx, dy = (round(value) for value in across.tolist())
+        row = torch.arange(rows.start, rows.stop, device=skin.device)
+        left, right = (skin[:, :, (row + y) % skin.shape[2]].roll(x, 3).to(fade) for y, x in ((-dy, dx), (dy, -dx)))
         # In the middle both cheeks are mixed, so that their variance, not their mean, is kept.
-        worn = worn + fade * (left * (1 - side).sqrt() + right * side.sqrt() - detail)
-    return worn[:, :, top - first : bottom - first].clamp(0, 1)
+        worn = worn + fade * (left * (1 - side).sqrt() + right * side.sqrt() - (photo - own) * inside)
+    return worn.clamp(0, 1)
 
 
 def _sampled(layers: Tensor, marks: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
     """The layers at the photo's pixels, and two more: 0 on the face's left to 1 on its right; 1 where the mask is.
 
-    All are 0 outside of the mask.
+    All are 0 outside of the mask, but for the side.
     """
-    empty = layers.new_zeros(1, layers.shape[1] + 2, height, width)
-    ramp = ((torch.linspace(0, 1, layers.shape[3]).to(layers) - 0.5) / 0.2 + 0.5).clamp(0, 1)
-    side = ramp.expand(1, 1, layers.shape[2], -1)
-    sampled = masking.lay(empty, marks, torch.cat([layers, side, torch.ones_like(side)], 1))
-    return sampled.split([3, 3, 1, 1, 1], 1)
+    placement = masking.place(marks, height, width)
+    grid = placement.grid.to(layers.dtype)
+    (top, left), (h, w) = placement.corner, grid.shape[1:3]
+    around = (left, width - left - w, top, height - top - h)
+    inside = masking.region(placement, height, width).to(layers.dtype)
+    sampled = F.grid_sample(layers, grid, padding_mode="border", align_corners=False)
+    change, own, fade = F.pad(sampled, around).mul_(inside).split([3, 3, 1], 1)
+    side = F.pad((grid[None, ..., 0] / 0.4 + 0.5).clamp(0, 1), around)
+    return change, own, fade, side, inside

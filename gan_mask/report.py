@@ -11,18 +11,30 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gan_mask import files
 
-TILE = 160  # pixels: side of one face
+TILE = 256  # pixels: side of one face
+KEPT = 512  # pixels: longest side of a picture that is kept
 LINE = 17  # pixels: height of one line of a caption
 
 
 @dataclass
 class Pair:
+    """A face before and after; larger pictures are shrunk at once, so that some hundreds fit into memory."""
+
     unmasked: Image.Image
     masked: Image.Image
     caption: Sequence[str]  # lines under the two
 
+    def __post_init__(self) -> None:
+        self.unmasked, self.masked = (_shrunk(picture) for picture in (self.unmasked, self.masked))
 
-def contact_sheet(pairs: Sequence[Pair], title: str, path: Path, columns: int = 4) -> None:
+
+def _shrunk(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((KEPT, KEPT), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return small
+
+
+def contact_sheet(pairs: Sequence[Pair], title: str, path: Path, columns: int = 3) -> None:
     """A PNG of unmasked | masked pairs with captions."""
     font = ImageFont.load_default(13)
     lines = max(len(pair.caption) for pair in pairs)

@@ -1,6 +1,7 @@
-"""The benchmark runs; what it measures is no matter of tests."""
+"""The benchmark runs; what it measures is no matter of tests, but for the price of seamless placement."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ REPOSITORY = Path(__file__).parent.parent
 def quick(tmp_path: Path, section: str) -> dict[str, dict]:
     out = tmp_path / "figures.json"
     command = [sys.executable, "benchmarks/run.py", "--only", section, "--quick", "--out", str(out)]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # waiting for other threads' turns is no cost of ours
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, env=one_thread)
     return json.loads(out.read_text())[f"{section}, cpu"]
 
 
@@ -21,6 +23,9 @@ def test_a_quick_geometry_benchmark_gives_ratios(tmp_path: Path) -> None:
     figures = quick(tmp_path, "geometry")
     assert figures["64 px, batch 4, forward"]["over grid_sample"]["wear"] > 0
     assert figures["64 px, speed-up over a loop of scikit-image"] > 0
+    # Ratios of times that took turns in one run; 1.2 to 1.3 is usual, on a busy machine, too.
+    for passes in ("forward", "forward and backward"):
+        assert figures["placements, 160 px, batch 32"][passes]["seamless over unwrap and wear"] <= 1.5
 
 
 @pytest.mark.slow

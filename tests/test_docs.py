@@ -46,12 +46,13 @@ def test_the_api_reference_is_generated(site: Path) -> None:
         assert f"gan_mask.{name}" in text or f".{name}" in text, name
 
 
-def test_the_picture_of_the_geometry_can_be_drawn_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["geometry", "placement", "detail"])
+def test_the_pictures_of_concepts_can_be_drawn_anew(tmp_path: Path, name: str) -> None:
     from PIL import Image
 
-    out = tmp_path / "geometry.webp"
-    subprocess.run([sys.executable, "docs/pictures.py", str(out)], cwd=REPOSITORY, check=True, timeout=120)
-    with Image.open(out) as new, Image.open(REPOSITORY / "docs/images/geometry.webp") as kept:
+    out = tmp_path / f"{name}.webp"
+    subprocess.run([sys.executable, "docs/pictures.py", name, str(out)], cwd=REPOSITORY, check=True, timeout=120)
+    with Image.open(out) as new, Image.open(REPOSITORY / f"docs/images/{name}.webp") as kept:
         assert new.size == kept.size
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -356,3 +359,46 @@ def test_sliders_of_the_gallery_move(browser: Any, tmp_path: Path) -> None:
     assert browser.execute_script(shares) == ["55%", "50%", "50%"]
     browser.find_element("css selector", "[data-all]").send_keys("\ue010")  # end
     assert browser.execute_script(shares) == ["100%"] * 3
+
+
+def grainy(seed: int, side: int) -> Image.Image:
+    """As hard to compress as a photo of skin at its own size may be."""
+    random = np.random.default_rng(seed)
+    smooth = np.asarray(Image.fromarray(random.integers(0, 255, (12, 12, 3), np.uint8)).resize((side, side), 3))
+    return Image.fromarray((smooth + 4.0 * random.standard_normal((side, side, 1))).clip(0, 255).astype(np.uint8))
+
+
+def test_a_gallery_of_200_faces_stays_below_15_megabytes(tmp_path: Path) -> None:
+    pair, sides = Pair(grainy(0, 900), grainy(1, 900), ["a.jpg"]), {}
+    for count in (3, 200):
+        gallery.write([pair] * count, "faces", tmp_path / f"{count}.html")
+        pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", (tmp_path / f"{count}.html").read_text())
+        assert len(pictures) == 2 * count
+        sides[count] = [Image.open(io.BytesIO(base64.b64decode(p))).size for p in pictures[:6]]
+    assert set(sides[3]) == {(512, 512)} and min(sides[200])[0] >= 256
+    assert (tmp_path / "200.html").stat().st_size < 15e6
+
+
+def test_a_click_or_enter_shows_a_face_of_the_gallery_large(browser: Any, tmp_path: Path) -> None:
+    pairs = [Pair(grainy(i, 600), grainy(i + 5, 600), [f"{i}.jpg"]) for i in range(3)]
+    gallery.write(pairs, "3 faces", tmp_path / "gallery.html")
+    chains = pytest.importorskip("selenium.webdriver").ActionChains
+    for width in (400, 1280):
+        show(browser, tmp_path / "gallery.html", width)
+        slider = browser.find_elements("css selector", ".pair input")[1]
+
+        def shown(slider: Any = slider) -> float:
+            return float(browser.execute_script("return arguments[0].getBoundingClientRect().width", slider))
+
+        large = pytest.approx(min(0.94 * width, 0.88 * 800), abs=1)
+        small = shown()
+        assert 256 <= small < large.expected
+        for key, size in (("\ue007", large), ("\ue00c", small)):  # Enter, Escape
+            slider.send_keys(key)
+            assert shown() == size
+        for size in (large, small):
+            chains(browser).move_to_element_with_offset(slider, 60, 0).click().perform()
+            assert shown() == size
+        assert slider.get_attribute("value") == "50"  # where it was before the click
+        chains(browser).click_and_hold(slider).move_by_offset(60, 0).release().perform()
+        assert shown() == small and float(slider.get_attribute("value")) > 55

@@ -84,6 +84,23 @@ def test_strips_give_what_the_whole_gives(wearer, monkeypatch):
         assert np.abs(whole.astype(int) - strips).mean() < 0.05
 
 
+@pytest.mark.parametrize("lean", [0, 45, 90])
+def test_memory_does_not_depend_on_how_a_face_leans(wearer, monkeypatch, lean):
+    """No more pixels are worked on at once than PIXELS; the skin of both cheeks is there all the same."""
+    crop, points, own, texture = wearer
+    photo, marks = enlarged(crop, points, 3, grain=4.0)
+    photo = np.asarray(Image.fromarray(photo).rotate(-lean))  # clockwise
+    c, s = np.cos(np.deg2rad(lean)), np.sin(np.deg2rad(lean))
+    marks = ((marks - 239.5) @ np.array([[c, s], [-s, c]]) + 239.5).astype(np.float32)
+    whole, strips, sizes, place = photo.copy(), photo.copy(), [], masking.place
+    wear_on_photo(whole, marks, texture, own, "seamless", 0.03)
+    monkeypatch.setattr(photos, "PIXELS", 20_000)
+    monkeypatch.setattr(masking, "place", lambda m, h, w: sizes.append(h * w) or place(m, h, w))
+    wear_on_photo(strips, marks, texture, own, "seamless", 0.03)
+    assert len(sizes) > 2 and max(sizes) <= 20_000
+    assert np.abs(whole.astype(int) - strips).max() <= 1 and np.abs(whole.astype(int) - photo).max() > 20
+
+
 def test_where_nothing_changes_the_photo_stays_as_it_is(wearer):
     crop, points, own, _ = wearer
     photo, marks = enlarged(crop, points, 3, grain=4.0)

@@ -13,8 +13,8 @@ from gan_mask import attacks, commands, files, report
 from gan_mask.faces import read_image
 from gan_mask.sampling.sampler import FAR, Row, Sampler
 
-PAIRS = 24  # faces on the overview
-IN_GALLERY = 200  # faces in the gallery, about 50 kB each
+PAIRS = 12  # faces on the overview, some 300 kB each
+IN_GALLERY = 200  # faces in the gallery
 FAILED = ("unreadable", "not written")  # statuses of photos whose row has a note
 
 
