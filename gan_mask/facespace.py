@@ -82,8 +82,13 @@ def paint(templates: Tensor, face: Face, of: Basis) -> Tensor:
 
 
 def implausible(templates: Tensor, of: Basis) -> Tensor:
-    """How far painted lower faces (B, 3, h, w) lie outside of what people look like: (B,), 0 within two deviations."""
-    return F.relu(coordinates(templates, of).abs() - 2).square().mean(1)
+    """How far painted lower faces (B, 3, h, w) lie outside of what people look like, (B,): 0 for a likely face.
+
+    Each coordinate within two deviations, and their mean square within 1.5: it is 1 among the people of the basis, and
+    1.5 in the median of LFW's.
+    """
+    squares = coordinates(templates, of).square()
+    return F.relu(squares.sqrt() - 2).square().mean(1) + F.relu(squares.mean(1) - 1.5)
 
 
 def roughness(face: Face, bounds: Bounds) -> Tensor:

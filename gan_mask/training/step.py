@@ -17,6 +17,8 @@ from gan_mask.templates import Bank
 from gan_mask.training.options import GENERATOR_NOISE, TrainConfig
 from gan_mask.training.schedule import Schedule
 
+LOWER_FACE = 1.5  # enlargement at which the mask fills most of a crop
+
 
 class Scene(NamedTuple):
     """What one micro-batch looks like."""
@@ -53,7 +55,7 @@ def discriminator_terms(
     wears_dm = (draws.uniform(1, 1, 1) < 0.5) & (c.placement == "paper")
     real = torch.where(wears_dm, scene.dm, scene.face).detach().requires_grad_(r1)
     views = [shown(images, scene.landmarks, draws, c) for images in (real, scene.masked.detach())]
-    real_logits, fake_logits = discriminator(torch.cat(views)).float().unflatten(0, (2, -1, len(real))).mean(1)
+    real_logits, fake_logits = discriminator(torch.cat(views)).float().chunk(2)
     terms = {"d_logistic": losses.d_logistic(real_logits, fake_logits)}
     if r1:
         terms["d_r1"] = losses.r1_penalty(real_logits, real) * (c.r1 / 2 * c.r1_every)
@@ -64,8 +66,8 @@ def generator_terms(
     scene: Scene, references: Sequence[Tensor], discriminator: nn.Module, s: Surrogates, draws: Draws, c: TrainConfig
 ) -> dict[str, Tensor]:
     """The weighted losses, each (B,). references: per embedder (B, 2, D), the wearer's own and another clean photo."""
-    logits = discriminator(shown(scene.masked, scene.landmarks, draws, c)).float().unflatten(0, (-1, len(scene.masked)))
-    terms = {"realism": c.realism * losses.g_nonsaturating(logits.mean(0))}
+    logits = discriminator(shown(scene.masked, scene.landmarks, draws, c)).float()
+    terms = {"realism": c.realism * losses.g_nonsaturating(logits)}
     evasion = evasion_terms(scene.masked, scene.landmarks, references, s, draws, c.diversity, c.goal)
     terms |= {name: getattr(c, name) * term for name, term in evasion.items()}
     if s.perceptual is not None:
@@ -79,17 +81,14 @@ def generator_terms(
 
 
 def shown(images: Tensor, landmarks: Tensor, draws: Draws, c: TrainConfig) -> Tensor:
-    """What the discriminator sees of pictures (B, 3, S, S); seamless ones twice: as they are, and a part.
+    """What the discriminator sees of pictures (B, 3, S, S), differentiably augmented (Zhao et al. 2020).
 
-    Differentiably augmented (Zhao et al. 2020). The part, twice as large, lies around some point of the mask: its
-    edge, the nose, the mouth.
+    Of seamless masks the mask and what is around its edge, enlarged: elsewhere real and generated are the same.
     """
-    views = [augment.shift_image(augment.relight(images, draws, c.diversity), draws, c.diversity)]
     if c.placement == "seamless":
-        point = torch.tensor(masking.MASK_LANDMARKS, device=images.device)[draws.integers(len(masking.MASK_LANDMARKS))]
-        centres = landmarks[torch.arange(len(images), device=images.device), point]
-        views.append(augment.enlarge(augment.relight(images, draws, c.diversity), centres, 2.0))
-    return torch.cat(views)
+        points = landmarks[:, list(masking.MASK_LANDMARKS)]
+        images = augment.enlarge(images, (points.amin(1) + points.amax(1)) / 2, LOWER_FACE)
+    return augment.shift_image(augment.relight(images, draws, c.diversity), draws, c.diversity)
 
 
 @dataclass
