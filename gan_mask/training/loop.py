@@ -28,7 +28,7 @@ from gan_mask import commands, config, files, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
-from gan_mask.networks import OWN, Discriminator, Generator, load_generator
+from gan_mask.networks import OWN, PIXEL_HEADS, Discriminator, Generator, load_generator
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.shards import ShardSet, open_faces
@@ -218,6 +218,8 @@ def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accele
         if path.is_file():
             # An option that is newer than the run had its default, and what was not kept then is not known.
             before = now | config.to_dict(TrainConfig()) | EARLIER | files.read_json(path)
+            if isinstance(before["heads"], str):  # one word, before heads became a list
+                before["heads"] = list(PIXEL_HEADS) if before["heads"] == "both" else [before["heads"]]
             changed = [k for k in now if k not in RESUMABLE and before[k] != now[k]]
             if math.prod(before[k] for k in BATCH) == math.prod(now[k] for k in BATCH):
                 changed = [k for k in changed if k not in BATCH]
