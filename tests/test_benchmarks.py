@@ -23,7 +23,7 @@ def test_a_quick_geometry_benchmark_gives_ratios(tmp_path: Path) -> None:
     figures = quick(tmp_path, "geometry")
     assert figures["64 px, batch 4, forward"]["over grid_sample"]["wear"] > 0
     assert figures["64 px, speed-up over a loop of scikit-image"] > 0
-    # Of each one's fastest of nine rounds, which took turns: bursts of other jobs have moved the median of five past 1.5.
+    # Of each one's fastest of nine rounds: bursts of other jobs have moved the median of five past 1.5.
     for passes in ("forward", "forward and backward"):
         assert figures["placements, 160 px, batch 32"][passes]["the same, fastest rounds"] <= 1.5
 
