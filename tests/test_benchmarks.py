@@ -23,9 +23,9 @@ def test_a_quick_geometry_benchmark_gives_ratios(tmp_path: Path) -> None:
     figures = quick(tmp_path, "geometry")
     assert figures["64 px, batch 4, forward"]["over grid_sample"]["wear"] > 0
     assert figures["64 px, speed-up over a loop of scikit-image"] > 0
-    # Ratios of times that took turns in one run; 1.2 to 1.3 is usual, on a busy machine, too.
+    # Of each one's fastest of nine rounds: bursts of other jobs have moved the median of five past 1.5.
     for passes in ("forward", "forward and backward"):
-        assert figures["placements, 160 px, batch 32"][passes]["seamless over unwrap and wear"] <= 1.5
+        assert figures["placements, 160 px, batch 32"][passes]["the same, fastest rounds"] <= 1.5
 
 
 @pytest.mark.slow
