@@ -257,6 +257,12 @@ class Discriminator(nn.Module):
         for a, b in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+        for (
+            layer
+        ) in self.net:  # torch's own beginning shrinks what passes by half a layer, and five of them learn slowly
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, a=0.2)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # it has one
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code has no second derivatives
     def forward(self, faces: Tensor) -> Tensor:

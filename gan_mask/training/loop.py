@@ -114,7 +114,7 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     optimizers = (
         torch.optim.AdamW(net.parameters(), c.learning_rate, betas=(0.5, 0.99), weight_decay=1e-4),
         torch.optim.AdamW(
-            discriminator.parameters(), c.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.0
+            discriminator.parameters(), c.discriminator_learning_rate, betas=(0.5, 0.99), weight_decay=0.0
         ),
     )
 
