@@ -38,7 +38,7 @@ class Bounds(NamedTuple):
 
     appearance: float = 2.0  # standard deviations
     shape: float = 0.05  # of the texture's width
-    light: float = 0.06  # luminance in [0, 1]
+    light: float = 0.03  # luminance in [0, 1]
 
     def face(self, raw: Sequence[Tensor]) -> Face:
         """Unbounded numbers of a network or an optimiser to changes within the bounds."""

@@ -16,7 +16,7 @@ from gan_mask.config import FRACTION, Range, from_values, limited, to_dict
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json, read_safetensors
 
-SHIPPED = Path(__file__).parent / "assets" / "lfw160"  # the default generator; its card: checkpoints/lfw160
+SHIPPED = Path(__file__).parent / "assets" / "faces160"  # the default generator; its card: checkpoints/faces160
 
 OWN = "own"  # as default_template: the texture lies in the checkpoint, since it is none of the shipped ones
 
@@ -38,7 +38,7 @@ class GeneratorConfig:
     heads: tuple[str, ...] = ("filter", "residual")  # of HEADS
     appearance_bound: float = limited(2.0, DEVIATIONS)  # standard deviations; see facespace.Face for the three
     shape_bound: float = limited(0.05, FRACTION)  # of the texture's width
-    light_bound: float = limited(0.06, FRACTION)  # luminance, in [0, 1] units
+    light_bound: float = limited(0.03, FRACTION)  # luminance, in [0, 1] units
     kernel: int = limited(5, KERNEL)  # K of the K x K filter, odd
     residual_bound: float = limited(0.12, FRACTION)  # largest change of a texel by the residual head, in [0, 1] units
     placement: masking.PlacementName = "paper"  # how its masks are worn: masking.put_on

@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, embedded_photo
 
 NEEDED = ("py.typed", "assets/synthfaces.zip", "assets/mask_classifier.safetensors", "assets/page/gallery.html",
-    "assets/lfw160/model.safetensors", "assets/lfw160/config.json")  # fmt: skip
+    "assets/faces160/model.safetensors", "assets/faces160/config.json")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_wheel_holds_all_that_is_needed(built: Path) -> None:
 def test_the_sdist_holds_real_files(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        weights = [m for m in archive.getmembers() if m.name.endswith("assets/lfw160/model.safetensors")]
+        weights = [m for m in archive.getmembers() if m.name.endswith("assets/faces160/model.safetensors")]
     assert weights[0].isfile() and weights[0].size > 1e6
 
 
