@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/python data_prep/demo_photos.py $(DEMO)/data $(DEMO)/photos
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train.py --config configs/quickstart.yaml --data $(DEMO)/data --out $(DEMO)/run
-	$(BIN)/python sample.py --faces $(DEMO)/photos --out $(DEMO)/masked --checkpoint $(DEMO)/run --template random
+	$(BIN)/python sample.py --faces $(DEMO)/photos --out $(DEMO)/masked --checkpoint $(DEMO)/run
 	$(BIN)/python -m gan_mask.evaluation --data $(DEMO)/data --checkpoint $(DEMO)/run --out $(DEMO)/evaluation
 	@echo
 	@echo "Look at $(DEMO)/masked/overview.png (the masks), $(DEMO)/masked/results.csv (each face) and"
