@@ -90,21 +90,27 @@ class FaceHead(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        deep, rows = config.widths[-1], config.texture_height // 2 ** len(config.widths)
-        columns = config.texture_width // 2 ** len(config.widths)
-        self.squeeze = nn.Conv2d(deep, 32, 1)
-        self.mix = nn.Linear(32 * rows * columns + facespace.COMPONENTS, 256)
-        self.appearance = nn.Linear(256, facespace.COMPONENTS)
+        deep, (rows, columns) = config.widths[-1], facespace.SHAPE
         self.points = nn.Conv2d(deep, 2 + 4, 3, padding=1)  # displacement, and light at twice the resolution
-        for layer in (self.appearance, self.points):
+        last: list[nn.Conv2d | nn.Linear] = [self.points]
+        self.appears = "appearance" in config.heads
+        if self.appears:
+            self.squeeze = nn.Conv2d(deep, 32, 1)
+            self.mix = nn.Linear(32 * rows * columns + facespace.COMPONENTS, 256)
+            self.appearance = nn.Linear(256, facespace.COMPONENTS)
+            last.append(self.appearance)
+        for layer in last:
             nn.init.normal_(layer.weight, std=1e-3)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # they have one
 
     def forward(self, deep: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """deep (B, C, h, w), place (B, K) -> unbounded appearance, shape and light, as facespace.Bounds takes them."""
-        mixed = F.silu(self.mix(torch.cat([self.squeeze(deep).flatten(1), place], 1)))
+        deep = F.adaptive_avg_pool2d(deep, facespace.SHAPE)  # nothing to do at 72 x 96 texels and three widths
         shape, light = self.points(deep).split([2, 4], 1)
-        return self.appearance(mixed).float(), shape.float(), F.pixel_shuffle(light, 2).float()
+        appearance = torch.zeros_like(place)
+        if self.appears:
+            appearance = self.appearance(F.silu(self.mix(torch.cat([self.squeeze(deep).flatten(1), place], 1))))
+        return appearance.float(), shape.float(), F.pixel_shuffle(light, 2).float()
 
 
 class TextureUNet(nn.Module):

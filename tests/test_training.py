@@ -23,7 +23,8 @@ from gan_mask.training import log, loop, state
 from gan_mask.training.options import TrainConfig
 
 TINY = (
-    "--embedders fake --detectors fake --widths 8 16 --discriminator_width 8 --batch_size 4 --workers 0 --warmup 1 "
+    "--embedders fake --detectors fake --widths 8 16 --heads shape light residual --discriminator_width 8 "
+    "--batch_size 4 --workers 0 --warmup 1 "
     "--templates face-001 plain-white --log_every 1 --validate_every 4 --save_every 2 --validation_faces 4 --r1_every 2"
 ).split()
 
