@@ -79,7 +79,7 @@ def open_folder(out: Path, settings: Mapping[str, Any], methods: Sequence[str]) 
     before = files.read_json(path) if path.is_file() else {}
     if before != text:
         changed = {key for key in before.keys() | text.keys() if before.get(key) != text.get(key)}
-        for method in ["generator"] if changed <= {"checkpoint", "weights"} else methods:
+        for method in ["generator"] if changed <= {"checkpoint", "weights", "generator_placement"} else methods:
             for folder in (out / "cache" / method, out / "faces" / method):
                 shutil.rmtree(folder, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
