@@ -42,6 +42,7 @@ from gan_mask.networks import Discriminator, Generator, load_generator
 from gan_mask.sampling import batch as sampling_batch
 from gan_mask.sampling import command as sampling_command
 from gan_mask.sampling import sampler as sampling_sampler
+from gan_mask.sampling.folder import find_targets
 from gan_mask.surrogates import load_surrogates
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule
@@ -372,19 +373,20 @@ def sampling(quick: bool, device: str) -> dict[str, Any]:
         command = ["--faces", str(few), "--out", f"{folder}/out", "--device", device, "--batch-size", "8"]
         sampler = sampling_command.load(sampling_command.arguments(command))
         names = sorted(path.relative_to(few).as_posix() for path in few.rglob("*.jpg"))
+        targets = find_targets(names)
         stages = Stages()
         parts = [
             (sampling_sampler, "read_image", "decode"), (sampler.finder, "_boxes", "detect"),
             (sampler.finder, "landmarks", "landmarks"), (sampling_sampler, "align", "align"),
-            (sampler, "method", "generate"), (sampling_sampler, "wear_on_photo", "wear"),
+            (attacks.Method, "__call__", "generate"), (sampling_sampler, "wear_on_photo", "wear"),
             (sampling_batch, "write", "encode"), (sampler, "look_at", "measure the original"),
             (sampling_batch, "score", "measure the written file"),
         ]  # fmt: skip
-        sampling_batch.process(sampler, [sampler.photo(names[0])], Counter())  # warm
+        sampling_batch.process(sampler, [sampler.photo(names[0])], targets)  # warm
         with stages.watching(parts):
             started = time.perf_counter()
             for batch, _ in sampling_command.batches(sampler, names):
-                sampling_batch.process(sampler, batch, Counter())
+                sampling_batch.process(sampler, batch, targets)
             whole = time.perf_counter() - started
         stages.seconds["all else"] = whole - sum(stages.seconds.values())
         result: dict[str, Any] = {

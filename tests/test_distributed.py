@@ -57,7 +57,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(prepared, tmp_path):
     for key, one in weights[1].items():
         if key.startswith(("net.", "discriminator.", "ema.")):
             assert torch.allclose(one, weights[2][key], atol=3e-4), key
-    moved = weights[1]["net.heads.weight"] - weights[1]["ema.heads.weight"]
+    moved = weights[1]["net.face.points.weight"] - weights[1]["ema.face.points.weight"]
     assert moved.abs().max() > 1e-6
 
 

@@ -105,7 +105,10 @@ def _ask(network: nn.Module, name: str, pictures: Tensor, landmarks: Tensor, emb
 
 def _pictures() -> tuple[Tensor, Tensor]:
     """Two embedded faces and noise (3, 3, 128, 128) in [0, 1], and landmarks (3, 68, 2)."""
-    with zipfile.ZipFile(ASSETS / "synthfaces.zip") as archive, np.load(ASSETS / "synthfaces_landmarks.npz") as file:
+    with (
+        zipfile.ZipFile(ASSETS / "synthfaces.zip") as archive,
+        np.load(ASSETS / "synthfaces_landmarks.npz", allow_pickle=False) as file,
+    ):
         names = [f"synthfaces/{face}.webp" for face in FACES]
         points = dict(zip(file["names"].tolist(), file["landmarks68"], strict=True))
         faces = []
