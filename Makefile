@@ -1,4 +1,4 @@
-# make demo    train and try a generator on the embedded synthetic faces (CPU, about 4 minutes)
+# make demo    train and try a generator on the embedded synthetic faces (CPU, some minutes)
 # make test    lint, types and tests, the tutorial among them
 # make docs    the documentation site, into site/ (make test builds it, too: a broken link fails)
 # Both create the virtual environment first; PYTHON=python3.12 chooses its interpreter, VENV=... its place.
