@@ -332,10 +332,10 @@ class AdvFace(Optimised):
         ]
 
     def paint(self, templates: Tensor, variables: Sequence[Tensor]) -> Tensor:
-        return facespace.paint(templates, self.bounds.face(variables), self._basis(templates)).clamp(0, 1)
+        return facespace.paint(templates, self.bounds.face(variables), facespace.basis_for(templates)).clamp(0, 1)
 
     def penalty(self, templates: Tensor, texture: Tensor, variables: Sequence[Tensor]) -> Tensor:
-        unlikely = facespace.implausible(texture, self._basis(templates))
+        unlikely = facespace.implausible(texture, facespace.basis_for(templates))
         rough = facespace.roughness(self.bounds.face(variables), self.bounds)
         return self.options.plausible * unlikely + 0.05 * rough
 
@@ -343,9 +343,6 @@ class AdvFace(Optimised):
         self, variables: Sequence[Tensor], gradients: Sequence[Tensor], state: dict[str, Tensor], step: int
     ) -> list[Tensor]:
         return adam(variables, gradients, [self.options.face_rate] * 3, state, step)
-
-    def _basis(self, like: Tensor) -> facespace.Basis:
-        return facespace.basis((like.shape[2], like.shape[3]), like.device)
 
 
 def adam(

@@ -67,6 +67,11 @@ def basis(texture_size: tuple[int, int], device: torch.device = torch.device("cp
     return Basis(both[0, :-1], both[0, -1])
 
 
+def basis_for(textures: Tensor) -> Basis:
+    """At the size and on the device of textures (B, C, h, w)."""
+    return basis((textures.shape[2], textures.shape[3]), textures.device)
+
+
 def coordinates(templates: Tensor, of: Basis) -> Tensor:
     """Where templates (B, 3, h, w) lie in the basis: (B, K), in standard deviations."""
     form = masking.structure(likeness.luminance(templates))[:, 0] - of.mean

@@ -31,9 +31,7 @@ SOFTNESS = Range(0, below=0.5)
 class GeneratorConfig:
     texture_height: int = limited(masking.TEXTURE[0], Range(1, 1024))  # texels
     texture_width: int = limited(masking.TEXTURE[1], Range(1, 1024))  # texels
-    widths: tuple[int, ...] = limited(
-        (32, 64, 128), WIDTHS
-    )  # channels per resolution: half the texture's, a quarter, ...
+    widths: tuple[int, ...] = limited((32, 64, 128), WIDTHS)  # channels at half the texture's size, a quarter, ...
     noise: int = limited(32, Range(1, 4096))  # length of z
     heads: tuple[str, ...] = ("filter", "residual")  # of HEADS
     appearance_bound: float = limited(2.0, DEVIATIONS)  # standard deviations; see facespace.Face for the three
@@ -145,16 +143,16 @@ class TextureUNet(nn.Module):
         skips = self._features(face_texture, template, z)
         texture = template.float()
         if self.face is not None:
-            basis = self._basis(template)
+            basis = facespace.basis_for(template)
             texture = facespace.paint(texture, self._other_face(skips[-1], texture, basis), basis)
-        if len(self.config.heads) > sum(head in FACE_HEADS for head in self.config.heads):
+        if any(head in PIXEL_HEADS for head in self.config.heads):
             texture = self._retouch(texture, skips, z)
         return texture.clamp(0, 1)
 
     def other_face(self, face_texture: Tensor, template: Tensor, z: Tensor) -> facespace.Face:
         """What the face heads change, arguments as in `forward`."""
         deep = self._features(face_texture, template, z)[-1]
-        return self._other_face(deep, template.float(), self._basis(template))
+        return self._other_face(deep, template.float(), facespace.basis_for(template))
 
     def _features(self, face_texture: Tensor, template: Tensor, z: Tensor) -> list[Tensor]:
         x = F.pixel_unshuffle(torch.cat([face_texture, template], 1) * 2 - 1, 2)
@@ -162,9 +160,6 @@ class TextureUNet(nn.Module):
         for level, block in enumerate(self.down):
             skips.append(block(x if level == 0 else F.avg_pool2d(skips[-1], 2), z))
         return skips
-
-    def _basis(self, like: Tensor) -> facespace.Basis:
-        return facespace.basis((like.shape[2], like.shape[3]), like.device)
 
     def _other_face(self, deep: Tensor, template: Tensor, basis: facespace.Basis) -> facespace.Face:
         assert self.face is not None
@@ -263,9 +258,8 @@ class Discriminator(nn.Module):
         for a, b in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
-        for (
-            layer
-        ) in self.net:  # torch's own beginning shrinks what passes by half a layer, and five of them learn slowly
+        # torch's own beginning shrinks what passes by half a layer, and five of them learn slowly.
+        for layer in self.net:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, a=0.2)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # it has one

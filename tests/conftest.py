@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -86,3 +87,18 @@ def status(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def parser_of(main: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """The parser that a command makes, which then ends."""
+    parsers: list[argparse.ArgumentParser] = []
+
+    def caught(parser: argparse.ArgumentParser, *_: object) -> None:
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", caught)
+    with pytest.raises(SystemExit):
+        main()
+    (parser,) = parsers
+    return parser

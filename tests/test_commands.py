@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import os
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, parser_of
 
 import gan_mask
 from gan_mask import commands
@@ -42,16 +41,7 @@ def test_every_option_stands_in_a_group_and_says_its_default(module: str, monkey
     from importlib import import_module
 
     monkeypatch.syspath_prepend(REPOSITORY / "data_prep")
-    parsers: list[argparse.ArgumentParser] = []
-
-    def caught(parser: argparse.ArgumentParser, *_: object) -> None:
-        parsers.append(parser)
-        raise SystemExit
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", caught)
-    with pytest.raises(SystemExit):
-        import_module(module).main()
-    (parser,) = parsers
+    parser = parser_of(import_module(module).main, monkeypatch)
     for group in parser._action_groups:
         for action in group._group_actions:
             name = (action.option_strings or [action.dest])[-1]

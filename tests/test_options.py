@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import typing
@@ -10,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, status
+from conftest import REPOSITORY, parser_of, status
 
 from gan_mask import alarm, attacks, commands, config, pretrained, training
 from gan_mask.errors import GanMaskError
@@ -89,17 +88,10 @@ def test_every_number_has_a_range(cls):
 @pytest.mark.parametrize("module", sorted(FOLDERS))
 def test_no_number_is_taken_without_a_range(module, monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "data_prep")
-    parsers: list[argparse.ArgumentParser] = []
-
-    def caught(parser: argparse.ArgumentParser, *_: object) -> None:
-        parsers.append(parser)
-        raise SystemExit
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", caught)
-    with pytest.raises(SystemExit):
-        import_module(module if module in ("demo_photos", "train_mask_classifier") else f"gan_mask.{module}").main()
-    assert isinstance(parsers[0], commands.Parser)
-    assert not [a.dest for a in parsers[0]._actions if a.type in (int, float)]
+    main = import_module(module if module in ("demo_photos", "train_mask_classifier") else f"gan_mask.{module}").main
+    parser = parser_of(main, monkeypatch)
+    assert isinstance(parser, commands.Parser)
+    assert not [a.dest for a in parser._actions if a.type in (int, float)]
 
 
 def test_options_made_in_python_are_checked_too(tmp_path):

@@ -73,8 +73,7 @@ def generator_terms(
     if s.perceptual is not None:
         terms["perceptual"] = c.perceptual * s.perceptual(scene.masked, scene.dm)
     if c.plausible:
-        basis = facespace.basis((scene.texture.shape[2], scene.texture.shape[3]), scene.texture.device)
-        terms["plausible"] = c.plausible * facespace.implausible(scene.texture, basis)
+        terms["plausible"] = c.plausible * facespace.implausible(scene.texture, facespace.basis_for(scene.texture))
     terms["fidelity"] = c.fidelity * losses.squared_distance(scene.texture, scene.template)
     terms["smooth"] = c.smooth * losses.total_variation(scene.texture - scene.template)
     return terms
