@@ -33,8 +33,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gan_mask import attacks, augment, files, landmarks, masking, prepare, templates
-from gan_mask.data import EMBEDDED, PreparedSet
+from gan_mask import attacks, augment, files, landmarks, masking, templates
+from gan_mask.attacks.surrogates import load_surrogates
+from gan_mask.data import EMBEDDED, PreparedSet, prepare
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.run import write_pngs
 from gan_mask.faces import FaceFinder, align, read_image, to_8_bit, to_tensors
@@ -43,7 +44,6 @@ from gan_mask.sampling import batch as sampling_batch
 from gan_mask.sampling import command as sampling_command
 from gan_mask.sampling import sampler as sampling_sampler
 from gan_mask.sampling.folder import find_targets
-from gan_mask.surrogates import load_surrogates
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule
 from gan_mask.training.step import discriminator_terms, dress, generator_terms

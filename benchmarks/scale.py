@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from gan_mask import config, files, shards
-from gan_mask.data import PreparedSet
+from gan_mask import config, files
+from gan_mask.data import PreparedSet, shards
+from gan_mask.data.shards import ShardSet
 from gan_mask.networks import Discriminator, Generator
-from gan_mask.shards import ShardSet
 from gan_mask.training.options import GENERATOR_NOISE, TrainConfig
 from gan_mask.training.schedule import Schedule
 

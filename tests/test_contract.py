@@ -15,10 +15,12 @@ from conftest import embedded_photo, status
 from fakes import FakeDetector, FakeEmbedder
 from torch import Tensor, nn
 
-from gan_mask import alarm, attacks, calibrate, evaluation, pretrained, sampling
+from gan_mask import attacks, evaluation, pretrained, sampling
+from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import calibrate
+from gan_mask.harden import alarm
 from gan_mask.pretrained import contract, load_detector, load_embedder
-from gan_mask.surrogates import Surrogates
 
 CASES = Path(__file__).parent / "cases"
 FACES = torch.rand(5, 3, 96, 96, generator=torch.Generator().manual_seed(1))

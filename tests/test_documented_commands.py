@@ -165,7 +165,7 @@ def console_script(name: str) -> str:
     setup.read(REPOSITORY / "setup.cfg")
     scripts = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if line)
     module = scripts[name].partition(":")[0]
-    as_file = {"prepare": "data_prep/prepare.py", "training": "train.py", "sampling": "sample.py"}
+    as_file = {"data.prepare": "data_prep/prepare.py", "training": "train.py", "sampling": "sample.py"}
     return as_file.get(module.removeprefix("gan_mask."), module)
 
 
@@ -256,7 +256,7 @@ def test_options_in_the_text_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def stock(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the placeholders stand for, made once: photos, an archive, a prepared set, its shards, networks."""
-    from gan_mask import shards
+    from gan_mask.data import shards
 
     folder = tmp_path_factory.mktemp("stock")
     for person in range(1, 7):

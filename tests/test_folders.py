@@ -16,9 +16,9 @@ from conftest import status
 from fakes import FakeEmbedder
 
 from gan_mask import evaluation, files, harden, pretrained, sampling, training
+from gan_mask.data.prepare import main as prepare
 from gan_mask.errors import GanMaskError
 from gan_mask.harden.options import HardenConfig, claimed
-from gan_mask.prepare import main as prepare
 from gan_mask.pretrained import thresholds
 
 TINY = (

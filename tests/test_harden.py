@@ -14,11 +14,11 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from onnx import TensorProto, helper, numpy_helper
 
-from gan_mask import alarm, harden, masking, templates
+from gan_mask import harden, masking, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import looks
-from gan_mask.harden import fit, pictures, table
+from gan_mask.harden import alarm, fit, pictures, table
 from gan_mask.harden.command import run
 from gan_mask.harden.export import options_of
 from gan_mask.harden.options import HardenConfig

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, parser_of, status
 
-from gan_mask import alarm, attacks, commands, config, pretrained, training
+from gan_mask import attacks, commands, config, pretrained, training
+from gan_mask.data.prepare import Settings, prepare
 from gan_mask.errors import GanMaskError
+from gan_mask.harden import alarm, table
 from gan_mask.harden import options as harden_options
-from gan_mask.harden import table
 from gan_mask.networks import GeneratorConfig
-from gan_mask.prepare import Settings, prepare
 from gan_mask.training.loop import train
 from gan_mask.training.options import TrainConfig
 

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gan_mask import gallery
 from gan_mask.evaluation import command, page
 from gan_mask.evaluation.realism import FROZEN, TRAINED
-from gan_mask.report import Pair
+from gan_mask.sampling import gallery
+from gan_mask.sampling.contact_sheet import Pair
 
 METHODS = ["none", "plain", "dm", "mf2m", "generator"]
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'

@@ -21,12 +21,11 @@ from conftest import CASES, REPOSITORY, embedded_photo, status
 from PIL import Image
 
 from gan_mask import landmarks as lm
-from gan_mask import photo_source
-from gan_mask import prepare as module
-from gan_mask.data import INDEX, SPLITS, PreparedSet
+from gan_mask.data import INDEX, SPLITS, PreparedSet, photo_source
+from gan_mask.data import prepare as module
+from gan_mask.data.prepare import Settings, Source, main, prepare, split
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import read_image
-from gan_mask.prepare import Settings, Source, main, prepare, split
 
 COMMAND = [sys.executable, str(REPOSITORY / "data_prep/prepare.py")]
 
@@ -321,7 +320,7 @@ def environment() -> dict[str, str]:
 
 SMALL_CHUNKS = """
 import sys
-from gan_mask import prepare
+from gan_mask.data import prepare
 prepare.CHUNK = 3
 if __name__ == "__main__":
     prepare.main()

@@ -17,9 +17,10 @@ from conftest import status
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import calibrate, weights
 from gan_mask import landmarks as lm
+from gan_mask import weights
 from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import calibrate
 from gan_mask.files import sha256
 from gan_mask.pretrained import load_detector, load_embedder, load_perceptual
 from gan_mask.pretrained import onnx as onnx_family

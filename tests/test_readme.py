@@ -99,7 +99,7 @@ def test_the_commands_run_as_they_stand_there(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_runs_step_by_step(tmp_path: Path) -> None:
     """The commands of `make demo`, on a few of the embedded people and for two training steps."""
-    from gan_mask.prepare import Settings, split
+    from gan_mask.data.prepare import Settings, split
     from gan_mask.templates import TEMPLATE_PEOPLE
 
     shares, few = Settings(splits=(0.65, 0.1, 0.25)), {"train": 4, "val": 2, "test": 3}

@@ -22,11 +22,11 @@ from conftest import CASES, REPOSITORY, embedded_photo
 from fakes import FakeDetector, FakeEmbedder
 from PIL import ExifTags, Image, ImageCms
 
-from gan_mask import attacks, masking, photo_files, pretrained, sampling, templates
+from gan_mask import attacks, masking, pretrained, sampling, templates
 from gan_mask.faces import FaceFinder
 from gan_mask.networks import Generator, GeneratorConfig
 from gan_mask.photos import wear_on_photo
-from gan_mask.sampling import command, sampler
+from gan_mask.sampling import command, photo_files, sampler
 from gan_mask.sampling.folder import JOURNAL, find_targets
 from gan_mask.sampling.sampler import Photo, Sampler
 

@@ -19,10 +19,9 @@ from test_distributed import LAUNCH, free_port
 from test_training import TINY, run, weights
 from torch.utils.data import DataLoader, default_collate
 
-from gan_mask import shards
-from gan_mask.data import PreparedSet
+from gan_mask.data import PreparedSet, shards
+from gan_mask.data.shards import ShardSet
 from gan_mask.errors import GanMaskError
-from gan_mask.shards import ShardSet
 from gan_mask.training import loop
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule
@@ -204,7 +203,7 @@ import json, sys
 sys.path.insert(0, {repository!r})
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, default_collate
-from gan_mask.shards import ShardSet
+from gan_mask.data.shards import ShardSet
 from gan_mask.training import loop
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule

@@ -14,6 +14,7 @@ import torch
 
 import gan_mask
 from gan_mask import attacks, commands, config, files, masking, pretrained, templates, weights
+from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.config import COUNT, RATE, SEED, Range
 from gan_mask.data import SPLITS, PreparedSet
 from gan_mask.errors import GanMaskError
@@ -26,7 +27,6 @@ from gan_mask.faces import FaceFinder
 from gan_mask.networks import SHIPPED, Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.perceptual import Perceptual
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
-from gan_mask.surrogates import Surrogates
 
 CHOICE = 2  # counts the ways in which probes and samples were ever chosen, so that old folders are not gone on with
 Networks = Sequence[tuple[str, Any]]  # name, network

@@ -10,14 +10,14 @@ import torch
 
 from gan_mask import masking, templates
 from gan_mask.commands import Progress
+from gan_mask.data.photo_source import Source
+from gan_mask.data.prepare import Settings
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance
 from gan_mask.evaluation.run import Experiment, write_pngs
 from gan_mask.faces import UnreadableImage, align, to_tensors
 from gan_mask.networks import GeneratorConfig
-from gan_mask.photo_source import Source
 from gan_mask.photos import wear_on_photo
-from gan_mask.prepare import Settings
 
 AROUND = 0.25  # of the mask's width: how much of the photo around the landmarks is kept as a picture
 

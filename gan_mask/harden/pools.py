@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from gan_mask import attacks, files, masking, pretrained, templates
+from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.commands import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.harden.options import HardenConfig
 from gan_mask.networks import load_generator
 from gan_mask.pretrained.protocol import Detector
-from gan_mask.surrogates import Surrogates
 
 
 def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, method: str, number: int) -> np.ndarray:

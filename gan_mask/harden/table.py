@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import alarm as alarms
 from gan_mask import attacks, commands, config, files, masking, pretrained, templates
+from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.config import COUNT, SEED, Range, option
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
@@ -27,6 +27,7 @@ from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
 from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.faces import FaceFinder, read_image, to_tensors
+from gan_mask.harden import alarm as alarms
 from gan_mask.harden import pictures
 from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
@@ -34,7 +35,6 @@ from gan_mask.harden.pools import faced_masks
 from gan_mask.networks import Generator, load_generator
 from gan_mask.pretrained.protocol import Detector
 from gan_mask.pretrained.thresholds import far_thresholds
-from gan_mask.surrogates import Surrogates
 
 FAR = "0.001"
 COLUMNS = (

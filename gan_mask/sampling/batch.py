@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from gan_mask import photo_files
 from gan_mask.faces import Face, UnreadableImage, read_image
-from gan_mask.photo_files import UnwritableImage
+from gan_mask.sampling import photo_files
 from gan_mask.sampling.folder import Targets
+from gan_mask.sampling.photo_files import UnwritableImage
 from gan_mask.sampling.sampler import FAR, Photo, Row, Sampler
 
 

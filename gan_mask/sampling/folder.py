@@ -10,10 +10,11 @@ from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from gan_mask import files, photo_files
+from gan_mask import files
+from gan_mask.data.photo_source import walk
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage
-from gan_mask.photo_source import walk
+from gan_mask.sampling import photo_files
 from gan_mask.sampling.sampler import Row
 
 JOURNAL = ".sample.jsonl"  # in OUT: the settings, then one line per finished photo

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gan_mask import attacks, commands, files, report
+from gan_mask import attacks, commands, files
 from gan_mask.faces import read_image
+from gan_mask.sampling import contact_sheet
 from gan_mask.sampling.sampler import FAR, Row, Sampler
 
 PAIRS = 12  # faces on the overview, some 300 kB each
@@ -39,21 +40,21 @@ def write_overview(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
     """A picture of unmasked and masked faces."""
     pairs, title = _pairs(rows, sampler, PAIRS)
     if pairs:
-        report.contact_sheet(pairs, f"unmasked | masked: {title}", path)
+        contact_sheet.contact_sheet(pairs, f"unmasked | masked: {title}", path)
     else:
         path.unlink(missing_ok=True)  # of an earlier run
 
 
 def write_gallery(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
     """A page with a slider between each unmasked and masked face."""
-    from gan_mask import gallery  # needs jinja2
+    from gan_mask.sampling import gallery  # needs jinja2
 
     pairs, title = _pairs(rows, sampler, IN_GALLERY)
     gallery.write(pairs, title, path)
     print(f"gallery: {path}")
 
 
-def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[report.Pair], str]:
+def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[contact_sheet.Pair], str]:
     """At most so many faces, evenly chosen from the table, and what they are."""
     masked = [row for row in rows if row["status"] == "ok"]
     chosen = [masked[i] for i in np.linspace(0, len(masked) - 1, min(most, len(masked))).astype(int)]
@@ -61,12 +62,12 @@ def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[repor
     return [_pair(row, sampler) for row in chosen], title
 
 
-def _pair(row: Row, sampler: Sampler) -> report.Pair:
+def _pair(row: Row, sampler: Sampler) -> contact_sheet.Pair:
     images = [Image.fromarray(read_image(p)) for p in (sampler.source / row["photo"], sampler.out / row["written"])]
     window = _window(images[0].size, tuple(map(float, row["box"].split())))
     caption = [row["photo"]]
     if not row["face_found_after"]:
-        return report.Pair(images[0].crop(window), images[1].crop(window), [*caption, "face lost"])
+        return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), [*caption, "face lost"])
     for name in sampler.embedders:
         similarity, threshold = row[f"similarity_{name}"], row[f"threshold_{name}"]
         verdict = "same" if similarity >= threshold else "other"
@@ -74,7 +75,7 @@ def _pair(row: Row, sampler: Sampler) -> report.Pair:
     for name in sampler.detectors:
         logit = row[f"mask_logit_after_{name}"]
         caption.append(f"{name}: {'mask' if logit > 0 else 'no mask'} reported ({logit:+.1f})")
-    return report.Pair(images[0].crop(window), images[1].crop(window), caption)
+    return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), caption)
 
 
 def _window(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gan_mask import attacks, masking, pretrained, templates
+from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
 from gan_mask.landmarks import FRAMING
@@ -21,7 +22,6 @@ from gan_mask.networks import OWN, SHIPPED, GeneratorConfig, load_generator
 from gan_mask.photos import wear_on_photo
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
-from gan_mask.surrogates import Surrogates
 
 FAR = 1e-3  # false-accept rate of the thresholds
 

@@ -25,14 +25,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gan_mask import commands, config, files, templates
+from gan_mask.attacks.surrogates import Surrogates, load_surrogates
 from gan_mask.data import PreparedSet
+from gan_mask.data.shards import ShardSet, open_faces
 from gan_mask.errors import GanMaskError
-from gan_mask.health import Health, largest_batch_that_fits, name_the_culprit, not_finite, step_optimizers, total
 from gan_mask.networks import OWN, PIXEL_HEADS, Discriminator, Generator, load_generator
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
-from gan_mask.shards import ShardSet, open_faces
-from gan_mask.surrogates import Surrogates, load_surrogates
+from gan_mask.training.health import (
+    Health,
+    largest_batch_that_fits,
+    name_the_culprit,
+    not_finite,
+    step_optimizers,
+    total,
+)
 from gan_mask.training.log import Log
 from gan_mask.training.options import (
     BATCH,

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gan_mask import config, files, templates
+from gan_mask.attacks.surrogates import Goal
 from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
 from gan_mask.masking import PlacementName
 from gan_mask.networks import DEVIATIONS, FACE_HEADS, HEADS, KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
-from gan_mask.surrogates import Goal
 
 GENERATOR_NOISE = 32  # length of z
 

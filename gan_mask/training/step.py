@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gan_mask import augment, facespace, likeness, losses, masking
+from gan_mask.attacks.surrogates import Surrogates, evasion_terms
 from gan_mask.augment import Draws
-from gan_mask.surrogates import Surrogates, evasion_terms
 from gan_mask.templates import Bank
 from gan_mask.training.options import GENERATOR_NOISE, TrainConfig
 from gan_mask.training.schedule import Schedule

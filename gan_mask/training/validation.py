@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gan_mask import attacks, augment
+from gan_mask.attacks.surrogates import Surrogates
+from gan_mask.data.shards import open_faces
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import Generator
-from gan_mask.shards import open_faces
-from gan_mask.surrogates import Surrogates
 from gan_mask.templates import Bank
 from gan_mask.training.options import TrainConfig
 

@@ -25,7 +25,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from fakes import FakeDetector, FakeEmbedder  # noqa: E402
 
-from gan_mask import prepare, pretrained, sampling, training  # noqa: E402
+from gan_mask import pretrained, sampling, training  # noqa: E402
+from gan_mask.data import prepare  # noqa: E402
 from gan_mask.evaluation import command as evaluation  # noqa: E402
 from gan_mask.evaluation import run as evaluation_run  # noqa: E402
 from gan_mask.faces import FaceFinder  # noqa: E402

@@ -13,8 +13,8 @@ from conftest import embedded_photo, status
 from safetensors.torch import load_file
 from test_training import TINY, error, run, weights
 
-from gan_mask import prepare as module
-from gan_mask.prepare import Settings, main, prepare
+from gan_mask.data import prepare as module
+from gan_mask.data.prepare import Settings, main, prepare
 
 Mount = Callable[[str], Path]
 

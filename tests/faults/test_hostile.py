@@ -17,10 +17,10 @@ import hostile
 import pytest
 from conftest import REPOSITORY, embedded_photo
 
-from gan_mask import photo_files
+from gan_mask.data.prepare import Source
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage, read_image
-from gan_mask.prepare import Source
+from gan_mask.sampling import photo_files
 
 COUNT = int(os.environ.get("GAN_MASK_FAULTS", "32"))
 LIMIT = 3_000_000_000  # bytes: the commands' data segment, and what they may ever have resident

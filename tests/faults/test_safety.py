@@ -24,12 +24,13 @@ from conftest import REPOSITORY, embedded_photo
 from test_package import sources
 from test_training import TINY, run
 
-from gan_mask import photo_files, prepare, provenance, sampling, weights
-from gan_mask.data import PreparedSet
+from gan_mask import sampling, weights
+from gan_mask.data import PreparedSet, prepare
+from gan_mask.data.prepare import Settings
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import load_generator
-from gan_mask.prepare import Settings
 from gan_mask.pretrained import classifier, dlib_resnet, facenet, perceptual
+from gan_mask.sampling import photo_files, provenance
 
 # ------------------------------------------------------------------------------------------- no code from data
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import TINY, error, run
 
-from gan_mask import files, health, losses, networks
+from gan_mask import files, losses, networks
 from gan_mask.errors import GanMaskError
+from gan_mask.training import health
 from gan_mask.training import step as playing
 
 STEPS = ("--steps", "120", "--validate_every", "200", "--save_every", "5", "--r1_every", "200")

@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from gan_mask import augment, config, facespace, likeness, losses, masking
 from gan_mask import templates as shipped
+from gan_mask.attacks.surrogates import Goal, Surrogates, evasion_terms
 from gan_mask.augment import Draws
 from gan_mask.config import FRACTION, WEIGHT, Range, option
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import KERNEL, Generator, filter_texture
 from gan_mask.pretrained import contract
-from gan_mask.surrogates import Goal, Surrogates, evasion_terms
 
 Paint = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 

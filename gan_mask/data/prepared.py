@@ -24,7 +24,7 @@ from gan_mask import landmarks as lm
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json, sha256
 
-EMBEDDED = Path(__file__).parent / "assets" / "synthfaces.zip"  # photos of synthetic people, made by us
+EMBEDDED = Path(__file__).parent.parent / "assets" / "synthfaces.zip"  # photos of synthetic people, made by us
 FORMAT = 1
 SPLITS = ("train", "val", "test")
 

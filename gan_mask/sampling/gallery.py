@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gan_mask import html
-from gan_mask.report import Pair
+from gan_mask.sampling.contact_sheet import Pair
 
 SIDES = (512, 384, 256)  # pixels: longest side of a picture in the page; smaller ones stay as they are
 BYTES = 14_000_000  # of all pictures together, as far as these sides allow

@@ -1,0 +1,5 @@
+"""Prepared sets: made from photos (`prepare`, `photo_source`), read (`prepared`), packed for millions (`shards`)."""
+
+from gan_mask.data.prepared import EMBEDDED, FORMAT, INDEX, SPLITS, PreparedSet
+
+__all__ = ["EMBEDDED", "FORMAT", "INDEX", "SPLITS", "PreparedSet"]

@@ -1,0 +1,234 @@
+"""The faced-mask alarm: is the lower half of this face printed on a mask, whoever made it?
+
+python -m gan_mask.alarm --data PREPARED --checkpoint CHECKPOINT --out alarm.json
+
+A logistic regression on a mask detector's logit for the crop, and on how well the upper half, the lower half and the
+whole of the face agree in a recogniser's embedding. Fitted on the train split, on files written and found anew;
+its threshold lets at most --false_alarms of the val split's unmasked faces through as alarms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gan_mask import attacks, commands, config, files, masking, pretrained, templates
+from gan_mask.config import COUNT, FRACTION, RATE, SEED, option
+from gan_mask.data import PreparedSet
+from gan_mask.errors import GanMaskError
+from gan_mask.landmarks import FRAMING, frame
+from gan_mask.pretrained.protocol import Detector, Embedder
+
+SHIPPED = Path(__file__).parent.parent / "assets" / "faced_mask_alarm.json"
+BRIDGE = 28  # landmark on the nose's bridge at which a mask begins
+
+
+def halves(faces: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper and lower part of upright faces (B, 3, H, W), each with the mean colour of what is left of it elsewhere.
+
+    landmarks (B, 68, 2) px. They part at the upper edge of a mask; on a tilted head a corner of it reaches higher.
+    """
+    rows = torch.arange(faces.shape[2], device=faces.device)
+    upper = (rows[None] < landmarks[:, BRIDGE, 1, None])[:, None, :, None].to(faces)  # (B, 1, H, 1)
+    parts = []
+    for kept in (upper, 1 - upper):
+        mean = (faces * kept).sum((2, 3), keepdim=True) / (kept.sum((2, 3), keepdim=True) * faces.shape[3]).clamp_min(1)
+        parts.append(faces * kept + mean * (1 - kept))
+    return parts[0], parts[1]
+
+
+class UpperFace(nn.Module):
+    """Periocular fallback: a recogniser that is shown the upper half alone. Needs a threshold of its own."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.name = f"upper {embedder.name}"
+
+    def forward(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        return self.embedder(halves(faces, landmarks)[0], landmarks)
+
+
+class Features:
+    """features(faces [B,3,H,W] in [0,1], landmarks [B,68,2] px) -> [B, 1 + 3 E]: `names` says which column is what."""
+
+    def __init__(self, detector: Detector, embedders: Sequence[Embedder]) -> None:
+        self.detector, self.embedders = detector, embedders
+        pairs = ("upper-whole", "lower-whole", "upper-lower")
+        self.names = [f"logit {detector.name}", *(f"{pair} {e.name}" for e in embedders for pair in pairs)]
+
+    def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        columns = [self.detector(faces)[0]]
+        upper_face, lower_face = halves(faces, landmarks)
+        for embedder in self.embedders:
+            whole, upper, lower = (embedder(part, landmarks) for part in (faces, upper_face, lower_face))
+            columns += [(upper * whole).sum(1), (lower * whole).sum(1), (upper * lower).sum(1)]
+        return torch.stack(columns, 1)
+
+
+@dataclass
+class Alarm:
+    """alarm(faces, landmarks) -> score (B,), above 0 where the alarm is raised."""
+
+    features: Features
+    weights: np.ndarray  # (F,) on the features as they are
+    intercept: float  # with the threshold in it
+
+    def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        return self.score(self.features(faces, landmarks))
+
+    def score(self, features: Any) -> Any:
+        """(N, F) -> (N,); arrays, or tensors with their gradients."""
+        weights = torch.from_numpy(self.weights).to(features) if isinstance(features, Tensor) else self.weights
+        return features @ weights + self.intercept
+
+
+def as_detector(alarm: Alarm) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The alarm as an attack sees a mask detector: faces [B,3,S,S], framed as usual -> (score [B], 'a face' [B])."""
+
+    def detector(faces: Tensor) -> tuple[Tensor, Tensor]:
+        score = alarm(faces, frame(faces.shape[-1], FRAMING[1]).to(faces).expand(len(faces), -1, -1))
+        return score, torch.full_like(score, 10.0)
+
+    return detector
+
+
+def logistic(features: np.ndarray, labels: np.ndarray, ridge: float = 1e-3) -> tuple[np.ndarray, float]:
+    """Weights (F,) and intercept of a logistic regression of labels (N,) in {0, 1}; classes weigh alike."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression(
+        C=1 / (ridge * len(labels)), class_weight="balanced", solver="newton-cholesky", tol=1e-6
+    ).fit(scaler.transform(features), labels)
+    weights = model.coef_[0] / scaler.scale_
+    return weights, float(model.intercept_[0] - weights @ scaler.mean_)
+
+
+def threshold(bare: np.ndarray, false_alarms: float) -> float:
+    """The score above which at most a share `false_alarms` of the unmasked faces' scores (N,) lie."""
+    allowed = int(false_alarms * len(bare))
+    return float(np.sort(bare)[::-1][allowed])
+
+
+def load(path: str | Path = SHIPPED) -> Alarm:
+    """An alarm written by this module's command. Raises GanMaskError when the file is absent or damaged."""
+    kept = files.read_json(path)
+    try:
+        features = Features(
+            pretrained.load_detector(kept["detector"]), [pretrained.load_embedder(e) for e in kept["embedders"]]
+        )
+        weights = np.array([float(kept["weights"][name]) for name in features.names])
+        return Alarm(features, weights, float(kept["intercept"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise GanMaskError(f"{path}: not a faced-mask alarm ({error!r})") from error
+
+
+# ------------------------------------------------------------------------------------------- calibration
+
+
+@dataclass
+class AlarmConfig:
+    data: str = option(
+        "",
+        "prepared set: fitted on its train split, calibrated on its val split",
+        group="input and output",
+        required=True,
+    )
+    out: str = option("", "JSON file to write", required=True)
+    detector: str = option("classifier-hardened", "mask detector whose logit is a feature", group="features")
+    embedders: tuple[str, ...] = option(("dlib",), "recognisers whose disagreement is a feature")
+    against: tuple[str, ...] = option(
+        ("generator", "dm"), "methods that make the faced masks: generator, dm", group="masks to learn from"
+    )
+    checkpoint: str = option("", "generator: its folder")
+    templates: tuple[str, ...] = option(("faces",), "what is printed on the masks")
+    own_templates: float = option(0.5, "share of masks that show another person of the set instead", within=FRACTION)
+    faces: int = option(
+        300, "unmasked faces, and faced masks, to fit to", group="fit and operating point", within=COUNT
+    )
+    calibration_faces: int = option(600, "unmasked faces of the val split at most", within=COUNT)
+    false_alarms: float = option(
+        0.005, "largest share of them that may raise the alarm; half of what is promised", within=RATE
+    )
+    seed: int = option(0, "of every random choice", within=SEED)
+
+
+def calibrate(c: AlarmConfig) -> Alarm:
+    """Fit, set the threshold, write --out."""
+    from gan_mask.harden.pools import faced_masks
+    from gan_mask.networks import load_generator
+
+    config.check(c)
+    if wrong := [m for m in c.against if m not in ("generator", "dm")] or ([] if c.against else ["nothing"]):
+        raise GanMaskError(f"--against {wrong[0]}: the alarm learns from generator and dm")
+    if "generator" in c.against and not c.checkpoint:
+        raise GanMaskError("--against generator needs --checkpoint, a generator's folder")
+    features = Features(pretrained.load_detector(c.detector), [pretrained.load_embedder(e) for e in c.embedders])
+    train, val = PreparedSet(c.data, "train"), PreparedSet(c.data, "val")
+    rng = np.random.default_rng(c.seed)
+    generator = load_generator(c.checkpoint) if "generator" in c.against else None
+    bank = templates.load_all(c.templates, generator.texture_size if generator else masking.TEXTURE)
+    count = c.faces // len(c.against)
+    paper = attacks.Options(placement="paper")
+    faced = [
+        faced_masks(train, rng.integers(len(train), size=count), attacks.method(name, generator, options=paper), bank,
+                    c.own_templates, rng, name)
+        for name in c.against
+    ]  # fmt: skip
+    bare = _crops(train, rng.permutation(len(train))[: c.faces])
+    positive, negative = seen(np.concatenate(faced), features), seen(bare, features)
+    x, y = np.concatenate([positive, negative]), np.repeat([1.0, 0.0], [len(positive), len(negative)])
+    weights, intercept = logistic(x, y)
+    calibration = seen(_crops(val, rng.permutation(len(val))[: c.calibration_faces]), features)
+    if len(calibration) * c.false_alarms < 1:
+        raise GanMaskError(
+            f"{len(calibration)} unmasked faces of the val split can not show a false-alarm rate of "
+            f"{c.false_alarms:g}; raise --false_alarms to {1 / max(1, len(calibration)):.2g} or take a larger set"
+        )
+    at = threshold(calibration @ weights + intercept, c.false_alarms)
+    alarm = Alarm(features, weights, intercept - at)
+    provenance: dict[str, Any] = {
+        "against": list(c.against), "fitted to": {"faced": len(positive), "unmasked": len(negative)},
+        "calibrated on": len(calibration), "false alarms there": float((alarm.score(calibration) > 0).mean()),
+    }  # fmt: skip
+    files.write_json(c.out, {
+        "detector": c.detector, "embedders": list(c.embedders),
+        "weights": dict(zip(features.names, weights.tolist(), strict=True)), "intercept": alarm.intercept,
+        "provenance": provenance,
+    })  # fmt: skip
+    return alarm
+
+
+def _crops(photos: PreparedSet, index: np.ndarray) -> np.ndarray:
+    return np.stack([photos.faces(int(i)).numpy() for i in index])
+
+
+@torch.no_grad()
+def seen(crops: np.ndarray, features: Features) -> np.ndarray:
+    """Features (M, F) of those of the pictures uint8 (N, 3, S, S) in which a face is found, aligned anew."""
+    from gan_mask.faces import FaceFinder, align, to_tensors
+
+    finder = FaceFinder()
+    pictures = [np.ascontiguousarray(crop.transpose(1, 2, 0)) for crop in crops]
+    rows = []
+    for start in range(0, len(pictures), 16):
+        part = pictures[start : start + 16]
+        aligned = [align(p, f[0].landmarks, *FRAMING) for p, f in zip(part, finder.find(part), strict=True) if f]
+        if aligned:
+            rows.append(features(*to_tensors(aligned, "cpu")).numpy())
+    if not rows:
+        raise GanMaskError("no face was found in any of the pictures")
+    return np.concatenate(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with commands.ending():
+        calibrate(config.parse(AlarmConfig, argv, (__doc__ or "").partition("\n\n")[0]))
