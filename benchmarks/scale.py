@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from gan_mask import config, files
+from gan_mask import cli, files
 from gan_mask.data import PreparedSet, shards
 from gan_mask.data.shards import ShardSet
 from gan_mask.networks import Discriminator, Generator
@@ -128,7 +128,7 @@ def write_holes(folder: Path, faces: int, per_shard: int = 10_000, length: int =
 def networks(_: Path, __: Path, ___: int) -> dict[str, Any]:
     result = {}
     for name in ("quickstart", "lfw"):
-        c = config.parse(TrainConfig, ["--config", str(REPOSITORY / f"configs/{name}.yaml")], "")
+        c = cli.parse(TrainConfig, ["--config", str(REPOSITORY / f"configs/{name}.yaml")], "")
         net = Generator(widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel).net
         counts = [sum(p.numel() for p in m.parameters()) for m in (net, Discriminator(c.discriminator_width))]
         size = 4 * sum(counts)  # float32 gradients, also under bf16

@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gan_mask import commands, config, files  # noqa: E402
-from gan_mask.config import COUNT  # noqa: E402
+from gan_mask import cli, files  # noqa: E402
 from gan_mask.data import EMBEDDED, PreparedSet  # noqa: E402
 from gan_mask.templates import TEMPLATE_PEOPLE  # noqa: E402
+from gan_mask.values import COUNT  # noqa: E402
 
 
 def write_photos(prepared: Path, out: Path, limit: int) -> int:
@@ -34,14 +34,14 @@ def write_photos(prepared: Path, out: Path, limit: int) -> int:
 
 
 def main() -> None:
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("input and output").add_argument
     add("prepared", type=Path, metavar="PREPARED", help="the embedded set, prepared")
     add("out", type=Path, metavar="OUT", help="folder for the photos")
-    add("--limit", type=config.number(int, COUNT), default=24, help="most photos (default: 24)")
-    commands.add_message_options(parser)
+    add("--limit", type=cli.number(int, COUNT), default=24, help="most photos (default: 24)")
+    cli.add_message_options(parser)
     args = parser.parse_args()
-    with commands.ending("the same command starts anew"):
+    with cli.ending("the same command starts anew"):
         print(f"{write_photos(args.prepared, args.out, args.limit)} photos in {args.out}")
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from gan_mask import commands, files, likeness, masking
+from gan_mask import cli, files, likeness, masking
 from gan_mask.facespace import BASIS
 from gan_mask.landmarks import flip
 from gan_mask.templates import ASSETS, TEMPLATE_PEOPLE
@@ -53,12 +53,12 @@ def write_basis(out: Path) -> str:
 
 
 def main() -> None:
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("output").add_argument
     add("out", type=Path, metavar="FILE", nargs="?", default=BASIS, help="the file (default: the package's own)")
-    commands.add_message_options(parser)
+    cli.add_message_options(parser)
     args = parser.parse_args()
-    with commands.ending("the same command starts anew"):
+    with cli.ending("the same command starts anew"):
         print(write_basis(args.out))
 
 

@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gan_mask import commands, config  # noqa: E402
-from gan_mask.config import COUNT, LEARNING_RATE, SEED, Range  # noqa: E402
+from gan_mask import cli  # noqa: E402
 from gan_mask.data import PreparedSet  # noqa: E402
 from gan_mask.harden.pictures import (  # noqa: E402
     BACKGROUND,
@@ -37,27 +36,28 @@ from gan_mask.harden.pictures import (  # noqa: E402
     real_masks,
 )
 from gan_mask.pretrained.classifier import SIZE, MaskClassifierNet, save  # noqa: E402
+from gan_mask.values import COUNT, LEARNING_RATE, SEED, Range  # noqa: E402
 
 
 def main() -> None:
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("input and output").add_argument
     add("--data", required=True, help="prepared set of unmasked faces (data_prep/prepare.py); required")
     add("--real-masks", required=True, help="zip with with_mask/, without_mask/ and labels.csv; required")
     add("--out", required=True, help="safetensors file to write; required")
     add = parser.add_argument_group("training").add_argument
-    add("--steps", type=config.number(int, COUNT), default=1500, help="optimiser steps (default: 1500)")
-    add("--batch-size", type=config.number(int, Range(1, 65536)), default=48, help="pictures per step (default: 48)")
+    add("--steps", type=cli.number(int, COUNT), default=1500, help="optimiser steps (default: 1500)")
+    add("--batch-size", type=cli.number(int, Range(1, 65536)), default=48, help="pictures per step (default: 48)")
     add(
         "--learning-rate",
-        type=config.number(float, LEARNING_RATE),
+        type=cli.number(float, LEARNING_RATE),
         default=2e-3,
         help="largest one of AdamW's cycle (default: 0.002)",
     )
-    add("--seed", type=config.number(int, SEED), default=0, help="of everything random (default: 0)")
-    commands.add_message_options(parser)
+    add("--seed", type=cli.number(int, SEED), default=0, help="of everything random (default: 0)")
+    cli.add_message_options(parser)
     args = parser.parse_args()
-    with commands.ending("the same command starts anew"):
+    with cli.ending("the same command starts anew"):
         train(args)
 
 
@@ -84,7 +84,7 @@ def fit(train: Dataset[Any], args: argparse.Namespace) -> MaskClassifierNet:
     loader = DataLoader(train, args.batch_size, num_workers=1, prefetch_factor=4)
     optimizer = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps)
-    bar = commands.Progress(loader, desc="train", mininterval=5)
+    bar = cli.Progress(loader, desc="train", mininterval=5)
     right = 0.0
     for faces, labels in bar:
         logits = net(faces)

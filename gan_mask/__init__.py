@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gan_mask._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gan_mask.masking import region, unwrap, wear
     from gan_mask.networks import Generator, load_generator
-
-__version__ = "0.1.0"
 
 _HOME = {
     "load_generator": "networks",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ _ORIENTATIONS = {  # the EXIF tag's value -> what makes the photo upright
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+
+
+def forget_old_shapes() -> None:
+    """Keep memory constant where pictures of ever new sizes go through the networks; call it before the first one.
+
+    On CPUs torch keeps the kernels that oneDNN made for each shape of a layer's input, half a megabyte each and
+    1,024 of them by default. Face detection has new shapes with every photo.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 class UnreadableImage(GanMaskError):

@@ -12,9 +12,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from gan_mask import facespace, likeness, masking
-from gan_mask.config import FRACTION, Range, from_values, limited, to_dict
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json, read_safetensors
+from gan_mask.values import FRACTION, Range, from_values, limited, to_dict
 
 SHIPPED = Path(__file__).parent / "assets" / "faces160"  # the default generator; its card: checkpoints/faces160
 

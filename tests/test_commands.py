@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY, parser_of
 
 import gan_mask
-from gan_mask import commands
+from gan_mask import cli
 from gan_mask.errors import GanMaskError
 
 MODULES = ("prepare", "training", "sampling", "evaluation", "harden", "alarm", "calibrate", "shards", "provenance")
@@ -63,10 +63,10 @@ def test_endings(capsys: pytest.CaptureFixture[str]) -> None:
         (OSError(13, "Not allowed", "a.png"), 2, "error: a.png: Not allowed; try again\n"),
         (KeyboardInterrupt(), 130, "interrupted; try again\n"),
     ):
-        with pytest.raises(SystemExit) as end, commands.ending("try again"):
+        with pytest.raises(SystemExit) as end, cli.ending("try again"):
             raise error
         assert (end.value.code, capsys.readouterr().err) == (code, line)
-    with pytest.raises(ZeroDivisionError), commands.ending():  # a bug keeps its traceback
+    with pytest.raises(ZeroDivisionError), cli.ending():  # a bug keeps its traceback
         raise ZeroDivisionError
 
 
@@ -76,8 +76,8 @@ def test_a_reader_that_has_gone_is_no_error(command: str, tmp_path: Path) -> Non
     (tmp_path / "a.png").write_bytes(b"no photo")
     code = f"""
 import sys
-from gan_mask import commands, {command}
-commands.forget_old_shapes()
+from gan_mask import faces, {command}
+faces.forget_old_shapes()
 {command}.main(sys.argv[1:])
 """
     options = {
@@ -95,7 +95,7 @@ commands.forget_old_shapes()
 
 
 def test_everything_is_printed_where_a_gone_reader_is_noticed() -> None:
-    """A command's main prints nothing outside of commands.ending()."""
+    """A command's main prints nothing outside of cli.ending()."""
     for path in [*(REPOSITORY / "gan_mask").rglob("*.py"), *(REPOSITORY / "data_prep").glob("*.py")]:
         for main in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(main, ast.FunctionDef) and main.name == "main":
@@ -109,11 +109,11 @@ def test_everything_is_printed_where_a_gone_reader_is_noticed() -> None:
 def test_progress_in_a_log_file_is_lines(options: list[str], lines: int) -> None:
     code = """
 import argparse, sys
-from gan_mask import commands
+from gan_mask import cli
 parser = argparse.ArgumentParser()
-commands.add_message_options(parser)
+cli.add_message_options(parser)
 assert vars(parser.parse_args()) == {}
-for _ in commands.Progress(range(1000), desc="work"):
+for _ in cli.Progress(range(1000), desc="work"):
     pass
 """
     done = subprocess.run(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, parser_of, status
 
-from gan_mask import attacks, commands, config, pretrained, training
+from gan_mask import attacks, cli, pretrained, training
 from gan_mask.data.prepare import Settings, prepare
 from gan_mask.errors import GanMaskError
 from gan_mask.harden import alarm, table
@@ -90,7 +90,7 @@ def test_no_number_is_taken_without_a_range(module, monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "data_prep")
     main = import_module(module if module in ("demo_photos", "train_mask_classifier") else f"gan_mask.{module}").main
     parser = parser_of(main, monkeypatch)
-    assert isinstance(parser, commands.Parser)
+    assert isinstance(parser, cli.Parser)
     assert not [a.dest for a in parser._actions if a.type in (int, float)]
 
 
@@ -162,7 +162,7 @@ def test_booleans_of_yaml(tmp_path):
     path = tmp_path / "options.yaml"
     for word, value in (("yes", True), ("on", True), ("true", True), ("no", False), ("Off", False)):
         path.write_text(f"crops: {word}\n")
-        assert config.parse(table.TableConfig, ["--config", str(path)], "").crops is value
+        assert cli.parse(table.TableConfig, ["--config", str(path)], "").crops is value
 
 
 @pytest.mark.parametrize("load", [pretrained.load_embedder, pretrained.load_detector])

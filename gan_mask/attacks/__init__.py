@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gan_mask import augment, config, facespace, likeness, losses, masking
+from gan_mask import augment, cli, facespace, likeness, losses, masking, values
 from gan_mask import templates as shipped
 from gan_mask.attacks.surrogates import Goal, Surrogates, evasion_terms
 from gan_mask.augment import Draws
-from gan_mask.config import FRACTION, WEIGHT, Range, option
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import KERNEL, Generator, filter_texture
 from gan_mask.pretrained import contract
+from gan_mask.values import FRACTION, WEIGHT, Range, option
 
 Paint = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 
@@ -111,7 +111,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        config.check(self, config.dashed)
+        values.check(self, values.dashed)
 
     @property
     def goal(self) -> Goal:
@@ -121,12 +121,12 @@ class Options:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `Options`, as a group of their own."""
     group = parser.add_argument_group("optimised methods (advnoise-dm, mf2m, advface, and generator with --refine)")
-    config.add_options(group, Options, separator="-")
+    cli.add_options(group, Options, separator="-")
 
 
 def options_of(args: argparse.Namespace, softness: float) -> Options:
     """What the command line says, with its --seed and --placement. softness: of the masks' edges, of their width."""
-    return config.from_values(Options, {**vars(args), "softness": softness}, config.dashed)
+    return values.from_values(Options, {**vars(args), "softness": softness}, values.dashed)
 
 
 class Record(NamedTuple):

@@ -36,14 +36,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gan_mask import commands, config
-from gan_mask.commands import Progress
-from gan_mask.config import FRACTION, SEED, Range, limited
+from gan_mask import cli, values
+from gan_mask.cli import Progress
 from gan_mask.data.photo_source import Photo, Source, doubts
 from gan_mask.data.prepared import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import Face, FaceFinder, UnreadableImage, align
+from gan_mask.faces import Face, FaceFinder, UnreadableImage, align, forget_old_shapes
 from gan_mask.files import locked, read_json, remove_leftovers, replacing, write_json
+from gan_mask.values import FRACTION, SEED, Range, limited
 
 CHUNK = 64  # photos
 PIXELS_AT_ONCE = 32_000_000  # decoded photos held in memory, so that a chunk of huge ones fits
@@ -65,7 +65,7 @@ class Settings:
     identity_regex: str | None = None  # by folder, see photo_source.people
 
     def check(self) -> None:
-        config.check(self, config.dashed)
+        values.check(self, values.dashed)
         if not (len(self.splits) == 3 and math.isclose(sum(self.splits), 1, abs_tol=1e-6)):
             shown = ",".join(map(str, self.splits))
             raise GanMaskError(f"--splits: expected three fractions that sum to 1, such as 0.9,0.05,0.05, got {shown}")
@@ -230,7 +230,7 @@ def prepare(
     source_path, dst = EMBEDDED if str(src) == "synthetic" else Path(src), Path(dst)
     photos = Source(source_path).photos(settings.identity_regex)
     if settings.identity_regex is None and (doubt := doubts(photos)):
-        print(commands.printable(doubt), file=sys.stderr)
+        print(cli.printable(doubt), file=sys.stderr)
     listing = "\n".join(photo.path for photo in photos).encode(*UTF8)
     begun = {
         "format": FORMAT, "source": source_path.resolve().name, "photos": len(photos),
@@ -390,7 +390,7 @@ def _counts(reasons: Counter[str]) -> str:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = commands.Parser(
+    parser = cli.Parser(
         prog="prepare.py",
         description="Prepare a face data set for training: find faces, 68 landmarks, aligned crops, split by person. "
         "Interrupted? Run the same command again; it goes on where it stopped.",
@@ -411,7 +411,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--splits", type=_fractions, default=",".join(map(str, d.splits)), metavar="TRAIN,VAL,TEST",
         help="fractions of the people, by name",
     )  # fmt: skip
-    add("--seed", type=config.type_of(Settings, "seed"), default=d.seed, help="of the split")
+    add("--seed", type=cli.type_of(Settings, "seed"), default=d.seed, help="of the split")
     add(
         "--identity-regex", default=d.identity_regex,
         help="its group 1 is the person; matched against the file name without suffix or, where there is a / in it, "
@@ -419,37 +419,37 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
 
     add = parser.add_argument_group("faces").add_argument
-    add("--size", type=config.type_of(Settings, "size"), default=d.size, help="side of the crops, pixels")
+    add("--size", type=cli.type_of(Settings, "size"), default=d.size, help="side of the crops, pixels")
     add(
         "--margin",
-        type=config.type_of(Settings, "margin"),
+        type=cli.type_of(Settings, "margin"),
         default=d.margin,
         help="space left and right of the jaw, as a fraction of its width",
     )
     add(
         "--min-score",
-        type=config.type_of(Settings, "min_score"),
+        type=cli.type_of(Settings, "min_score"),
         default=d.min_score,
         help="least face probability, 0 to 1",
     )
     add(
         "--min-size",
-        type=config.type_of(Settings, "min_size"),
+        type=cli.type_of(Settings, "min_size"),
         default=d.min_size,
         help="smallest face looked for, photo pixels",
     )
-    add("--quality", type=config.type_of(Settings, "quality"), default=d.quality, help="of the crops' JPEG, 1 to 100")
+    add("--quality", type=cli.type_of(Settings, "quality"), default=d.quality, help="of the crops' JPEG, 1 to 100")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--workers", type=config.number(int, WORKERS), default=_cores(), help="processes")
+    add("--workers", type=cli.number(int, WORKERS), default=_cores(), help="processes")
     add("--device", default="cpu", help="where faces are searched: cpu, cuda, cuda:1, ...")
-    commands.add_message_options(parser)
+    cli.add_message_options(parser)
     return parser.parse_args(argv)
 
 
 def _fractions(text: str) -> tuple[float, ...]:
     try:
-        return tuple(map(config.number(float, FRACTION), text.split(",")))
+        return tuple(map(cli.number(float, FRACTION), text.split(",")))
     except argparse.ArgumentTypeError:
         complaint = f"expected three fractions that sum to 1, such as 0.9,0.05,0.05, got {text!r}"
         raise argparse.ArgumentTypeError(complaint) from None
@@ -463,8 +463,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parse_args(argv))
     src, dst, workers, device = (args.pop(name) for name in ("src", "dst", "workers", "device"))
     started = time.monotonic()
-    commands.forget_old_shapes()
-    with commands.ending(f"run the same command again to continue {dst}"):
+    forget_old_shapes()
+    with cli.ending(f"run the same command again to continue {dst}"):
         print_summary(prepare(src, dst, Settings(**args), workers, device), Path(dst))
         print(f"{time.monotonic() - started:.0f} s")
 

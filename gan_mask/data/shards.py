@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gan_mask import commands, config, files
-from gan_mask.config import COUNT
+from gan_mask import cli, files
 from gan_mask.data.prepared import PreparedSet, decode_crop, training_item
 from gan_mask.errors import GanMaskError
+from gan_mask.values import COUNT
 
 FORMAT = 1
 SPLITS = ("train", "val")  # what training needs; the evaluation reads the test split of the prepared set itself
@@ -185,7 +185,7 @@ def write(prepared: str | Path, out: str | Path, faces_per_shard: int = 10_000) 
     }  # fmt: skip
     known = _claim(out, meta)
     shards = []
-    with commands.Progress(total=sum(map(len, sets.values())), desc="shards", unit=" faces") as bar:
+    with cli.Progress(total=sum(map(len, sets.values())), desc="shards", unit=" faces") as bar:
         for split, photos in sets.items():
             order = np.random.default_rng(0).permutation(len(photos))
             for number, first in enumerate(range(0, len(photos), faces_per_shard)):
@@ -264,7 +264,7 @@ def _describe(tar: Path, identities: np.ndarray) -> dict[str, Any]:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = commands.Parser(
+    parser = cli.Parser(
         prog="python -m gan_mask.shards",
         description="Write the train and val splits of a prepared set as WebDataset tar shards, for train.py "
         "--data OUT. Interrupted, or a shard damaged? Run the same command again.",
@@ -275,18 +275,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("out", metavar="OUT", help="new folder for the shards")
     add(
         "--faces-per-shard",
-        type=config.number(int, COUNT),
+        type=cli.number(int, COUNT),
         default=10_000,
         metavar="N",
         help="about 14 KB each at 160 pixels",
     )
-    commands.add_message_options(parser)
+    cli.add_message_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with commands.ending(f"run the same command again to continue {args.out}"):
+    with cli.ending(f"run the same command again to continue {args.out}"):
         meta = write(args.prepared, args.out, args.faces_per_shard)
         for split in SPLITS:
             shards = [shard for shard in meta["shards"] if shard["name"].startswith(split)]

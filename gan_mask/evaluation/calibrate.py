@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gan_mask import commands, files
+from gan_mask import cli, files
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import contract, load_embedder, thresholds
@@ -72,7 +72,7 @@ def save(result: dict[str, Any], name: str, out: Path | None) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = commands.Parser(prog="python -m gan_mask.calibrate", description=(__doc__ or "").split("\n")[0])
+    parser = cli.Parser(prog="python -m gan_mask.calibrate", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument_group("calibration").add_argument
     add("--data", required=True, help="prepared set (see data_prep/prepare.py); required")
     add("--embedder", required=True, help="name, or onnx:SIDECAR.json; required")
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--out", type=Path, help="JSON file (default: the sidecar of an ONNX embedder, else the cache)")
     here = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=here, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    commands.add_message_options(parser)
+    cli.add_message_options(parser)
     options = parser.parse_args(arguments)
-    with commands.ending("the same command starts anew"):
+    with cli.ending("the same command starts anew"):
         faces = PreparedSet(options.data, options.split)
         source = f"{Path(options.data).resolve().name}, split {options.split or 'all'}"
         result = calibrate(load_embedder(options.embedder, options.device), faces, source, options.device)

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-import gan_mask
-from gan_mask import attacks, commands, config, files, masking, pretrained, templates, weights
+from gan_mask import attacks, cli, evaluation, files, masking, pretrained, templates, weights
+from gan_mask._version import __version__
 from gan_mask.attacks.surrogates import Surrogates
-from gan_mask.config import COUNT, RATE, SEED, Range
 from gan_mask.data import SPLITS, PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance, gate, groups, large_photos, output, page, realism
@@ -27,6 +26,7 @@ from gan_mask.faces import FaceFinder
 from gan_mask.networks import SHIPPED, Generator, GeneratorConfig, load_generator
 from gan_mask.pretrained.perceptual import Perceptual
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
+from gan_mask.values import COUNT, RATE, SEED, Range
 
 CHOICE = 2  # counts the ways in which probes and samples were ever chosen, so that old folders are not gone on with
 Networks = Sequence[tuple[str, Any]]  # name, network
@@ -34,9 +34,9 @@ DEFAULT_METHODS = ["none", "plain", "dm", "dm-seamless", "generator"]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = commands.Parser(
+    parser = cli.Parser(
         prog="python -m gan_mask.evaluation",
-        description=gan_mask.evaluation.__doc__,
+        description=evaluation.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("what is measured").add_argument
@@ -51,8 +51,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--placement", default="seamless", choices=masking.PLACEMENTS, help="how optimised masks are worn; "
         "dm is the paper's, dm-seamless seamless, and a generator has its own (default: seamless)")  # fmt: skip
     add("--harmonise", action="store_true", help="give templates the colours of the wearer's lower face first")
-    add("--probes", type=config.number(int, COUNT), default=500, help="most probes (default: 500)")
-    add("--seed", type=config.number(int, SEED), default=0, help="of every random choice (default: 0)")
+    add("--probes", type=cli.number(int, COUNT), default=500, help="most probes (default: 500)")
+    add("--seed", type=cli.number(int, SEED), default=0, help="of every random choice (default: 0)")
 
     add = parser.add_argument_group("against which networks").add_argument
     add("--surrogates", "--embedders", nargs="*", default=["dlib"], metavar="EMBEDDER",
@@ -72,13 +72,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("thresholds").add_argument
     add(
         "--far",
-        type=config.number(float, RATE),
+        type=cli.number(float, RATE),
         default=1e-3,
         help="false-accept rate of the headline, and of the attacks (default: 0.001)",
     )
     add(
         "--fars",
-        type=config.number(float, RATE),
+        type=cli.number(float, RATE),
         nargs="*",
         default=[1e-2],
         help="further false-accept rates (default: 0.01)",
@@ -88,7 +88,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add(
         "--threshold-faces",
-        type=config.number(int, Range(2, 2**31 - 1)),
+        type=cli.number(int, Range(2, 2**31 - 1)),
         default=2000,
         help="most faces of that split, at random (default: 2000)",
     )
@@ -101,11 +101,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "and to real faces")  # fmt: skip
     add("--photos", metavar="DIR",
         help="looks on these photos at their own size, too; one sub-folder per person (default: none)")  # fmt: skip
-    add("--changed-probes", type=config.number(int, Range(0, 2**31 - 1)), default=0,
+    add("--changed-probes", type=cli.number(int, Range(0, 2**31 - 1)), default=0,
         help="probes to look at again under JPEG, resize, blur and re-crop, eight looks each (default: 0)")  # fmt: skip
     add(
         "--distractors",
-        type=config.number(int, COUNT),
+        type=cli.number(int, COUNT),
         default=1000,
         help="most people in the gallery besides the mate (default: 1000)",
     )
@@ -121,7 +121,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"exit with status 1 unless these hold: {gate.GRAMMAR} (default: none)")  # fmt: skip
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
     attacks.add_options(parser)
-    commands.add_message_options(parser)
+    cli.add_message_options(parser)
     return parser.parse_args(argv)
 
 
@@ -293,7 +293,7 @@ def settings_of(
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
     free = ("out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device")
     values = {k: v for k, v in vars(args).items() if k not in free}
-    values |= {"version": gan_mask.__version__, "choice": CHOICE, "index": files.sha256(Path(args.data) / "index.npy")}
+    values |= {"version": __version__, "choice": CHOICE, "index": files.sha256(Path(args.data) / "index.npy")}
     values |= {"softness": shape.softness, "texture": [shape.texture_height, shape.texture_width]}
     values |= {"generator_placement": shape.placement}
     if checkpoint := checkpoint_of(args):
@@ -305,7 +305,7 @@ def settings_of(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    with commands.ending():
+    with cli.ending():
         report = evaluate(args)
         broken = print_report(report, args) if report else []
     if broken:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gan_mask import masking, templates
-from gan_mask.commands import Progress
+from gan_mask.cli import Progress
 from gan_mask.data.photo_source import Source
 from gan_mask.data.prepare import Settings
 from gan_mask.errors import GanMaskError

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_mask import files
-from gan_mask.commands import Progress
+from gan_mask.cli import Progress
 from gan_mask.evaluation.intervals import NOTHING, Cell, of_auc
 from gan_mask.evaluation.run import Experiment
 from gan_mask.faces import read_image

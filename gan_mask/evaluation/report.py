@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import gan_mask
+from gan_mask._version import __version__
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import groups, identification, rates, verification
 from gan_mask.evaluation.clean import Clean
@@ -44,7 +44,7 @@ def report_of(
     title_of = {name: title for title, networks in sets.items() for group in networks for name in group}
     notes = [f"{n}, FAR {far}: {why}" for n, c in calibration.items() for far, why in c["refused"].items()]
     report: dict[str, Any] = {
-        "version": gan_mask.__version__,
+        "version": __version__,
         "data": str(args.data),
         "split": " ".join(args.split),
         "seed": args.seed,

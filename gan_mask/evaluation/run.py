@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from gan_mask import attacks, files, templates
-from gan_mask.commands import Progress
+from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.looks import CHANGES, Looks

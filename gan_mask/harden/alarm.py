@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan_mask import attacks, commands, config, files, masking, pretrained, templates
-from gan_mask.config import COUNT, FRACTION, RATE, SEED, option
+from gan_mask import attacks, cli, files, masking, pretrained, templates, values
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.landmarks import FRAMING, frame
 from gan_mask.pretrained.protocol import Detector, Embedder
+from gan_mask.values import COUNT, FRACTION, RATE, SEED, option
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "faced_mask_alarm.json"
 BRIDGE = 28  # landmark on the nose's bridge at which a mask begins
@@ -166,7 +166,7 @@ def calibrate(c: AlarmConfig) -> Alarm:
     from gan_mask.harden.pools import faced_masks
     from gan_mask.networks import load_generator
 
-    config.check(c)
+    values.check(c)
     if wrong := [m for m in c.against if m not in ("generator", "dm")] or ([] if c.against else ["nothing"]):
         raise GanMaskError(f"--against {wrong[0]}: the alarm learns from generator and dm")
     if "generator" in c.against and not c.checkpoint:
@@ -230,5 +230,5 @@ def seen(crops: np.ndarray, features: Features) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with commands.ending():
-        calibrate(config.parse(AlarmConfig, argv, (__doc__ or "").partition("\n\n")[0]))
+    with cli.ending():
+        calibrate(cli.parse(AlarmConfig, argv, (__doc__ or "").partition("\n\n")[0]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gan_mask import commands, config, harden, pretrained
+from gan_mask import cli, harden, pretrained
 from gan_mask.data import PreparedSet
 from gan_mask.harden import pictures
 from gan_mask.harden.export import export
@@ -21,8 +21,8 @@ from gan_mask.pretrained.protocol import Detector
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with commands.ending():
-        run(config.parse(HardenConfig, argv, (harden.__doc__ or "").partition("\n\n")[0]))
+    with cli.ending():
+        run(cli.parse(HardenConfig, argv, (harden.__doc__ or "").partition("\n\n")[0]))
 
 
 def run(c: HardenConfig) -> Path:

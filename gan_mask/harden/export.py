@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan_mask import config, files
+from gan_mask import files
 from gan_mask.errors import GanMaskError
 from gan_mask.harden.options import HardenConfig
 from gan_mask.pretrained.classifier import CLASSES, SIZE, MaskClassifier
 from gan_mask.pretrained.protocol import Detector
+from gan_mask.values import to_dict
 
 
 def export(c: HardenConfig, detector: Detector, original: dict[str, Tensor], out: Path) -> Path:
@@ -52,7 +53,7 @@ def options_of(c: HardenConfig) -> dict[str, Any]:
             return [told(item) for item in value]
         return files.without_folder(value) if isinstance(value, str) else value
 
-    return {name: told(value) for name, value in config.to_dict(c).items() if name not in ("data", "out")}
+    return {name: told(value) for name, value in to_dict(c).items() if name not in ("data", "out")}
 
 
 def classifier_to_onnx(net: nn.Module, path: Path) -> dict[str, Any]:

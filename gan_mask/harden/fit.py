@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gan_mask import files
-from gan_mask.commands import Progress
+from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.harden import pictures

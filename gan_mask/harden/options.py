@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gan_mask import attacks, config, files
-from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WORKERS, Range, option
+from gan_mask import attacks, files, values
 from gan_mask.errors import GanMaskError
+from gan_mask.values import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WORKERS, Range, option
 
 
 @dataclass
@@ -51,7 +51,7 @@ class HardenConfig:
 
 
 def check(c: HardenConfig) -> None:
-    config.check(c)
+    values.check(c)
     known = [m for m in attacks.METHODS if m not in ("none", "plain")]
     if wrong := [m for m in c.against if m not in known] or ([] if c.against else ["nothing"]):
         raise GanMaskError(f"--against {wrong[0]}: expected some of {', '.join(known)}")
@@ -68,7 +68,7 @@ def claimed(c: Any, name: str = "harden.json") -> Iterator[None]:
     `workers` and `save_every` may change. GanMaskError when it was begun with others, or another process has it.
     """
     out = Path(c.out)
-    settings = {k: v for k, v in config.to_dict(c).items() if k not in ("out", "workers", "save_every")}
+    settings = {k: v for k, v in values.to_dict(c).items() if k not in ("out", "workers", "save_every")}
     settings["inputs"] = inputs_of(c)
     path = out / name
     if path.is_file():
@@ -89,7 +89,7 @@ def claimed(c: Any, name: str = "harden.json") -> Iterator[None]:
 def inputs_of(c: Any) -> dict[str, str]:
     """SHA-256 of what the options name: the prepared set, checkpoints, sidecars and photos, which may change there."""
     found = {c.data: files.sha256(Path(c.data) / "index.npy")}
-    for key, value in config.to_dict(c).items():
+    for key, value in values.to_dict(c).items():
         for name in value if isinstance(value, list) else [value]:
             path = Path(str(name).removeprefix("onnx:"))
             if key == "out" or not str(name):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gan_mask import attacks, files, masking, pretrained, templates
 from gan_mask.attacks.surrogates import Surrogates
-from gan_mask.commands import Progress
+from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.harden.options import HardenConfig
 from gan_mask.networks import load_generator

@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import attacks, commands, config, files, masking, pretrained, templates
+from gan_mask import attacks, cli, files, masking, pretrained, templates
 from gan_mask.attacks.surrogates import Surrogates
-from gan_mask.config import COUNT, SEED, Range, option
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
@@ -35,6 +34,7 @@ from gan_mask.harden.pools import faced_masks
 from gan_mask.networks import Generator, load_generator
 from gan_mask.pretrained.protocol import Detector
 from gan_mask.pretrained.thresholds import far_thresholds
+from gan_mask.values import COUNT, SEED, Range, check, option, to_dict
 
 FAR = "0.001"
 COLUMNS = (
@@ -146,7 +146,7 @@ def look_at(
     finder = None if photos else FaceFinder()
     pictures = [read_image(folder / f"{i:05d}.png") for i in range(len(row.index))]
     parts = []
-    for start in commands.Progress(range(0, len(pictures), 16), desc=row.name, mininterval=5):
+    for start in cli.Progress(range(0, len(pictures), 16), desc=row.name, mininterval=5):
         part = pictures[start : start + 16]
         if photos is None:
             assert finder
@@ -197,7 +197,7 @@ def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, oth
 
 
 def measure(c: TableConfig) -> dict[str, Any]:
-    config.check(c)
+    check(c)
     photos = PreparedSet(c.data, "test")
     with claimed(c, "settings.json"):
         return _measure(c, photos)
@@ -231,7 +231,7 @@ def _measure(c: TableConfig, photos: PreparedSet) -> dict[str, Any]:
                 )
         table[row.name] = cells
     result = {
-        "command": config.to_dict(c), "identities": len(np.unique(probes.identity)),
+        "command": to_dict(c), "identities": len(np.unique(probes.identity)),
         "rows": table, "alarm ablation": ablation(rows, seen, people),
         "periocular": periocular(c, photos, probes, recognisers, rows, seen),
         "real pack": real_pack(c, detectors) if c.real_masks else {},
@@ -325,8 +325,8 @@ def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with commands.ending():
-        c = config.parse(TableConfig, argv, (__doc__ or "").partition("\n\n")[0])
+    with cli.ending():
+        c = cli.parse(TableConfig, argv, (__doc__ or "").partition("\n\n")[0])
         print(markdown(measure(c)))
 
 

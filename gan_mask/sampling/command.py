@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gan_mask
-from gan_mask import attacks, commands, config, files, masking, sampling
-from gan_mask.config import FRACTION, SEED, Range
+from gan_mask import attacks, cli, files, masking, sampling
+from gan_mask._version import __version__
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage
+from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage, forget_old_shapes
 from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.sampling.batch import process
 from gan_mask.sampling.folder import (
@@ -28,6 +27,7 @@ from gan_mask.sampling.folder import (
 )
 from gan_mask.sampling.output import print_old_copies, print_summary, write_gallery, write_overview, write_table
 from gan_mask.sampling.sampler import Photo, Row, Sampler, checkpoint_of, load
+from gan_mask.values import FRACTION, SEED, Range
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def _sample(args: argparse.Namespace, folder: Path) -> list[Row]:
     todo = [name for name in names if not journal.finished(name, targets[name])]
     if len(todo) < len(names):
         print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
-    with commands.Progress(total=len(todo), desc="photos", unit="photo") as bar:
+    with cli.Progress(total=len(todo), desc="photos", unit="photo") as bar:
         for batch, unreadable in ahead(batches(sampler, todo)):
             rows = process(sampler, batch, targets) if batch else {}
             journal.add(rows | unreadable)
@@ -100,7 +100,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
     """What the outputs depend on; the same settings go on with what is in OUT."""
     values = {k: v for k, v in vars(args).items() if k not in ("out", "device", "batch_size", "show")}
-    values |= {"faces": str(Path(args.faces).resolve()), "version": gan_mask.__version__}
+    values |= {"faces": str(Path(args.faces).resolve()), "version": __version__}
     if args.method == "generator":
         folder = checkpoint_of(args)
         values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
@@ -111,7 +111,7 @@ def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = commands.Parser(
+    parser = cli.Parser(
         prog="sample.py", description=sampling.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("photos").add_argument
@@ -125,7 +125,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--largest", action="store_true", help="only the largest face of each photo")
     add(
         "--min-score",
-        type=config.number(float, FRACTION),
+        type=cli.number(float, FRACTION),
         default=0.9,
         help="lowest score of a face, in [0, 1] (default: 0.9)",
     )
@@ -146,7 +146,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--harmonise", action="store_true", help="give the template the colours of the wearer's lower face first")
     add(
         "--seed",
-        type=config.number(int, SEED),
+        type=cli.number(int, SEED),
         default=0,
         help="of the methods' randomness and of random templates (default: 0)",
     )
@@ -157,18 +157,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--detectors", nargs="*", default=["classifier"], metavar="NAME", help="mask detectors (default: classifier)")
     add(
         "--batch-size",
-        type=config.number(int, Range(1, 65536)),
+        type=cli.number(int, Range(1, 65536)),
         default=16,
         help="photos and faces at a time (default: 16)",
     )
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
     attacks.add_options(parser)
-    commands.add_message_options(parser)
+    cli.add_message_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    commands.forget_old_shapes()
-    with commands.ending():
+    forget_old_shapes()
+    with cli.ending():
         sample(args)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gan_mask import attacks, commands, files
+from gan_mask import attacks, cli, files
 from gan_mask.faces import read_image
 from gan_mask.sampling import contact_sheet
 from gan_mask.sampling.sampler import FAR, Row, Sampler
@@ -91,7 +91,7 @@ def _window(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int,
 def print_old_copies(names: Sequence[str], out: Path) -> None:
     """They are never removed: nobody knows what they are still wanted for."""
     if names:
-        shown = ", ".join(map(commands.printable, names[:10])) + (", ..." if len(names) > 10 else "")
+        shown = ", ".join(map(cli.printable, names[:10])) + (", ..." if len(names) > 10 else "")
         print(
             f"{len(names)} older masked copies in {out} are of no photo of this run (gone, renamed, or without a face "
             f"now), and in no table: {shown}. Delete them if nobody needs them"
@@ -109,7 +109,7 @@ def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
     )
     for row in rows:
         if row["status"] in FAILED:
-            print(f"  {row['status']}: {commands.printable(row['photo'] + ': ' + row['note'])}")
+            print(f"  {row['status']}: {cli.printable(row['photo'] + ': ' + row['note'])}")
     if masked:
         print(f"face found in the written file: {len(found)} of {len(masked)}")
     for name in sampler.embedders if found else ():

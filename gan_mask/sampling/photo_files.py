@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
-import gan_mask
 from gan_mask import files
+from gan_mask._version import __version__
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import opened
 
@@ -34,7 +34,7 @@ KEPT_EXIF_IFD = (
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the next photo would not be written either
 
-SOFTWARE = f"gan_mask {gan_mask.__version__}"
+SOFTWARE = f"gan_mask {__version__}"
 
 
 @dataclass

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan_mask import commands
+from gan_mask import cli
 from gan_mask.faces import UnreadableImage
 from gan_mask.sampling import photo_files
 
@@ -24,15 +24,15 @@ def fields(tag: str) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = commands.Parser(
+    parser = cli.Parser(
         prog="python -m gan_mask.provenance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("input and output").add_argument
     add("files", nargs="+", metavar="FILE", help="photos")
     add("--json", action="store_true", help="one JSON object per file")
-    commands.add_message_options(parser)
+    cli.add_message_options(parser)
     args = parser.parse_args(argv)
-    with commands.ending("the same command starts anew"):
+    with cli.ending("the same command starts anew"):
         return report(args.files, args.json)
 
 
@@ -44,7 +44,7 @@ def report(names: Sequence[str], as_json: bool) -> int:
             tag = photo_files.read_provenance(Path(name))
         except UnreadableImage as error:
             status = 2
-            print(f"error: {commands.printable(str(error))}", file=sys.stderr)
+            print(f"error: {cli.printable(str(error))}", file=sys.stderr)
             if as_json:
                 print(json.dumps({"file": name, "error": error.reason}))
             continue
@@ -53,5 +53,5 @@ def report(names: Sequence[str], as_json: bool) -> int:
         if as_json:
             print(json.dumps({"file": name, "tagged": tag is not None, "tag": tag, **(fields(tag) if tag else {})}))
         else:
-            print(commands.printable(f"{name}: {tag or 'no mark of gan_mask'}"))
+            print(cli.printable(f"{name}: {tag or 'no mark of gan_mask'}"))
     return status

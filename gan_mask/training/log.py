@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from gan_mask import commands, config, files
+from gan_mask import cli, files
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.step import Scene
 
@@ -48,13 +48,13 @@ class Log:
             return
         (out / "previews").mkdir(exist_ok=True)
         forget_after(out / "log.jsonl", start)
-        self.bar = commands.Progress(total=c.steps, initial=start, desc="train", mininterval=2)
+        self.bar = cli.Progress(total=c.steps, initial=start, desc="train", mininterval=2)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=start)
             self.writer.add_custom_scalars(CHARTS)
-            self.writer.add_text("options", f"```yaml\n{config.to_yaml(c)}```", start)
+            self.writer.add_text("options", f"```yaml\n{cli.to_yaml(c)}```", start)
         except ImportError:
             print("tensorboard is not installed: figures go to log.jsonl only", file=sys.stderr)
 

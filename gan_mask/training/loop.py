@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gan_mask import commands, config, files, templates
+from gan_mask import cli, files, templates, values
 from gan_mask.attacks.surrogates import Surrogates, load_surrogates
 from gan_mask.data import PreparedSet
 from gan_mask.data.shards import ShardSet, open_faces
@@ -64,8 +64,8 @@ FREE = {"placement", "softness", "size", "margin", "default_template", "trained_
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with commands.ending("earlier checkpoints are intact: run the same command again"):
-        c = config.parse(TrainConfig, argv, "Train the conditional generator. Run the same command again to resume.")
+    with cli.ending("earlier checkpoints are intact: run the same command again"):
+        c = cli.parse(TrainConfig, argv, "Train the conditional generator. Run the same command again to resume.")
         try:
             train(c)
         except RuntimeError as error:
@@ -113,7 +113,7 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
         begin_with(generator, c.start)
     net, ema, discriminator = (
         generator.net,
-        Generator(**config.to_dict(generator.config)),
+        Generator(**values.to_dict(generator.config)),
         Discriminator(c.discriminator_width),
     )
     ema.load_state_dict(generator.state_dict())
@@ -219,12 +219,12 @@ def launched(c: TrainConfig) -> tuple[TrainConfig, Accelerator]:
 def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accelerator, held: ExitStack) -> None:
     """Make the run folder, or make sure that it holds the same run, and that no other process writes there."""
     if accelerator.is_main_process:
-        path, now = out / "train.json", config.to_dict(c)
+        path, now = out / "train.json", values.to_dict(c)
         now["processes"] = accelerator.num_processes
         now["networks"] = surrogates.fingerprints()
         if path.is_file():
             # An option that is newer than the run had its default, and what was not kept then is not known.
-            before = now | config.to_dict(TrainConfig()) | EARLIER | files.read_json(path)
+            before = now | values.to_dict(TrainConfig()) | EARLIER | files.read_json(path)
             if isinstance(before["heads"], str):  # one word, before heads became a list
                 before["heads"] = list(PIXEL_HEADS) if before["heads"] == "both" else [before["heads"]]
             changed = [k for k in now if k not in RESUMABLE and before[k] != now[k]]
@@ -250,7 +250,7 @@ def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accele
 def begin_with(generator: Generator, checkpoint: str) -> None:
     """Give the generator the weights of a checkpoint, which must be of the same architecture."""
     earlier = load_generator(checkpoint)
-    before, now = config.to_dict(earlier.config), config.to_dict(generator.config)
+    before, now = values.to_dict(earlier.config), values.to_dict(generator.config)
     options = {field.name for field in fields(TrainConfig)}
     differing = [
         f"{f'--{name}' if name in options else name.replace('_', ' ')} {before[name]}, not {now[name]}"
@@ -293,7 +293,7 @@ def embed(embedder: Any, loader: DataLoader[Any], path: Path, accelerator: Accel
     """Write the embeddings of the loader's faces to `path`, a .npy file."""
     rows, faces = [], loader.dataset
     if accelerator.is_main_process:
-        loader = commands.Progress(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2)
+        loader = cli.Progress(loader, desc=f"clean embeddings, {embedder.name}", mininterval=2)
     for batch in loader:
         with contract.naming(contract.sources(faces, batch["index"])):
             embedding = embedder(batch["face"].to(accelerator.device), batch["landmarks"].to(accelerator.device))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gan_mask import config, files, templates
+from gan_mask import files, templates, values
 from gan_mask.attacks.surrogates import Goal
-from gan_mask.config import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 from gan_mask.errors import GanMaskError
 from gan_mask.masking import PlacementName
 from gan_mask.networks import DEVIATIONS, FACE_HEADS, HEADS, KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
+from gan_mask.values import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 
 GENERATOR_NOISE = 32  # length of z
 
@@ -110,7 +110,7 @@ BATCH = ("batch_size", "accumulate", "processes")  # free to change, too, while 
 
 def check(c: TrainConfig) -> None:
     """Raises GanMaskError that names an option which is missing, of another kind or out of range."""
-    config.check(c)
+    values.check(c)
     if not (c.embedders or c.detectors):
         raise GanMaskError("--embedders, --detectors: no network to make masks against; name one at least")
     shape = {

@@ -13,10 +13,11 @@ from accelerate import Accelerator
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gan_mask import config, files
+from gan_mask import files
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_safetensors
 from gan_mask.networks import Generator
+from gan_mask.values import to_dict
 
 FOLDER, STEPS = "checkpoints", "step-*"
 
@@ -146,6 +147,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def save_generator(generator: Generator, folder: Path) -> None:
     """config.json and model.safetensors, as load_generator reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "config.json", config.to_dict(generator.config))
+    files.write_json(folder / "config.json", to_dict(generator.config))
     with files.replacing(folder / "model.safetensors") as temporary:
         write_tensors(generator.state_dict(), temporary)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import numpy as np  # noqa: E402
 
-from gan_mask import config  # noqa: E402
+from gan_mask import cli  # noqa: E402
 from gan_mask.data import FORMAT, INDEX, PreparedSet  # noqa: E402
 from gan_mask.errors import GanMaskError  # noqa: E402
 from gan_mask.networks import generator_config  # noqa: E402
@@ -56,11 +56,11 @@ def options(data: bytes) -> None:
     """--config of train.py, and a checkpoint's config.json."""
     (FOLDER / "config.yaml").write_bytes(data)
     with contextlib.suppress(GanMaskError):
-        values = config.read_yaml(FOLDER / "config.yaml")
+        values = cli.read_yaml(FOLDER / "config.yaml")
         with contextlib.suppress(GanMaskError):
             generator_config(values)
-        c = config.parse(training.TrainConfig, ["--config", str(FOLDER / "config.yaml")], "")
-        config.to_yaml(c)
+        c = cli.parse(training.TrainConfig, ["--config", str(FOLDER / "config.yaml")], "")
+        cli.to_yaml(c)
         training.check(c)
 
 
@@ -87,7 +87,7 @@ def seeds() -> dict[str, list[bytes]]:
         "dat": [relu, affine, relu + con + affine, head, relu * 3],
         "index": [json.dumps(meta).encode() + INDEX_SEPARATOR + path.read_bytes()],
         "options": [
-            config.to_yaml(c).encode(),
+            cli.to_yaml(c).encode(),
             b"widths: [8, 16]\nheads: both\n",
             b"steps: 1\nembedders: [dlib, fake]\n",
         ],

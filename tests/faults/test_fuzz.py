@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import targets
 
-from gan_mask import config
+from gan_mask import cli
 from gan_mask.errors import GanMaskError
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -33,4 +33,4 @@ def test_nested_options(text: str) -> None:
     targets.options(text.encode())
     (targets.FOLDER / "large.yaml").write_bytes(b"#" * 200_000)
     with pytest.raises(GanMaskError, match="larger than 100000 bytes"):
-        config.read_yaml(targets.FOLDER / "large.yaml")
+        cli.read_yaml(targets.FOLDER / "large.yaml")
