@@ -39,7 +39,8 @@ from gan_mask.data import EMBEDDED, PreparedSet, prepare
 from gan_mask.evaluation import looks
 from gan_mask.evaluation.run import write_pngs
 from gan_mask.faces import FaceFinder, align, read_image, to_8_bit, to_tensors
-from gan_mask.networks import Discriminator, Generator, load_generator
+from gan_mask.generator import Generator, load_generator
+from gan_mask.networks import Discriminator
 from gan_mask.sampling import batch as sampling_batch
 from gan_mask.sampling import command as sampling_command
 from gan_mask.sampling import sampler as sampling_sampler

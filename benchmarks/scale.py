@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 from gan_mask import cli, files
 from gan_mask.data import PreparedSet, shards
 from gan_mask.data.shards import ShardSet
-from gan_mask.networks import Discriminator, Generator
+from gan_mask.generator import Generator
+from gan_mask.networks import Discriminator
 from gan_mask.training.options import GENERATOR_NOISE, TrainConfig
 from gan_mask.training.schedule import Schedule
 

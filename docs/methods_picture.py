@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gan_mask import attacks, load_generator, masking, templates
 from gan_mask.attacks.surrogates import load_surrogates
 from gan_mask.faces import FaceFinder, align, read_image, to_tensors
-from gan_mask.networks import SHIPPED
+from gan_mask.generator import SHIPPED
 from gan_mask.photos import wear_on_photo
 
 WEARERS = ("id_0002", "id_0023", "id_0035", "id_0064", "id_0079", "id_0102")

@@ -7,23 +7,50 @@ from typing import TYPE_CHECKING, Any
 from gan_mask._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from gan_mask import attacks
+    from gan_mask.faces import FaceFinder, align, read_image
+    from gan_mask.generator import Generator, load_generator
     from gan_mask.masking import region, unwrap, wear
-    from gan_mask.networks import Generator, load_generator
+    from gan_mask.networks import GeneratorConfig
+    from gan_mask.training.options import TrainConfig
 
 _HOME = {
-    "load_generator": "networks",
-    "Generator": "networks",
+    "Generator": "generator",
+    "load_generator": "generator",
+    "GeneratorConfig": "networks",
     "wear": "masking",
     "unwrap": "masking",
     "region": "masking",
+    "FaceFinder": "faces",
+    "align": "faces",
+    "read_image": "faces",
+    "TrainConfig": "training.options",
 }
-__all__ = ["Generator", "load_generator", "region", "unwrap", "wear"]
+__all__ = [
+    "FaceFinder",
+    "Generator",
+    "GeneratorConfig",
+    "TrainConfig",
+    "align",
+    "attacks",
+    "load_generator",
+    "read_image",
+    "region",
+    "unwrap",
+    "wear",
+]
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used, so that `import gan_mask` costs nothing."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'gan_mask' has no attribute '{name}'")
     from importlib import import_module
 
+    if name == "attacks":
+        return import_module("gan_mask.attacks")
+    if name not in _HOME:
+        raise AttributeError(f"module 'gan_mask' has no attribute '{name}'")
     return getattr(import_module(f"gan_mask.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

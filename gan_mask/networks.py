@@ -1,22 +1,17 @@
-"""The conditional generator of mask textures and the realism discriminator."""
+"""The networks that are trained: of mask textures, in canonical space, and of realism; see generator for the whole."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from gan_mask import facespace, likeness, masking
+from gan_mask import facespace, masking
 from gan_mask.errors import GanMaskError
-from gan_mask.files import read_json, read_safetensors
-from gan_mask.values import FRACTION, Range, from_values, limited, to_dict
-
-SHIPPED = Path(__file__).parent / "assets" / "faces160"  # the default generator; its card: checkpoints/faces160
+from gan_mask.values import FRACTION, Range, from_values, limited
 
 OWN = "own"  # as default_template: the texture lies in the checkpoint, since it is none of the shipped ones
 
@@ -177,73 +172,6 @@ class TextureUNet(nn.Module):
         return texture
 
 
-class Generator(nn.Module, PyTorchModelHubMixin):
-    """Faces in, masked faces out, in one forward pass: `masked = generator(faces, landmarks)`."""
-
-    template: Tensor  # (3, h, w), where default_template is OWN
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        options.pop("config", None)  # PyTorchModelHubMixin passes the whole of config.json once more
-        self.config = generator_config(options)
-        self._hub_mixin_config = to_dict(self.config)  # all of it, not only what was given: save_pretrained writes it
-        self.net = TextureUNet(self.config)
-        if self.config.default_template == OWN:
-            self.register_buffer("template", torch.zeros(3, *self.texture_size))
-
-    @property
-    def texture_size(self) -> tuple[int, int]:
-        return self.config.texture_height, self.config.texture_width
-
-    def noise(self, batch: int, seed: int = 0) -> Tensor:
-        """z (B, noise), the same for every face, so that a face's mask does not depend on its batch."""
-        z = torch.randn(1, self.config.noise, generator=torch.Generator().manual_seed(seed))
-        return z.expand(batch, -1).to(next(self.parameters()))
-
-    def default_templates(self, faces: Tensor, landmarks: Tensor) -> Tensor:
-        """What the configuration names for these wearers (see `texture`): textures (B or 1, 3, h, w)."""
-        name = self.config.default_template
-        if name == OWN:
-            return self.template[None]
-        from gan_mask import templates  # reads the embedded images, which training does not need
-
-        names = templates.best(faces, landmarks) if name == "match" else [name]
-        return templates.load_all(names, self.texture_size)
-
-    def texture(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Mask textures (B, 3, h, w) in [0, 1] for faces (B, 3, H, W) in [0, 1] with landmarks (B, 68, 2) px.
-
-        templates: textures (B or 1, 3, h, w) in [0, 1] of the faces printed on the masks; by default the
-        one that the configuration names. With seamless placement they are adapted to the wearers first.
-        GanMaskError for colours outside of [0, 1], such as 0 to 255.
-        """
-        masking.check_pictures(faces, "faces", values=True)
-        if templates is None:
-            templates = self.default_templates(faces, landmarks)
-        masking.check_pictures(templates, "templates", values=True)
-        if tuple(templates.shape[2:]) != self.texture_size:
-            raise GanMaskError(f"templates are {tuple(templates.shape[2:])}, the generator takes {self.texture_size}")
-        own = masking.unwrap(faces, landmarks, self.texture_size)
-        templates = templates.to(own).expand(len(faces), -1, -1, -1)
-        if self.config.placement == "seamless":
-            templates = likeness.adapt(templates, own)
-        z = self.noise(len(faces), seed)
-        return self.net(own.to(z), templates.to(z), z)
-
-    def other_face(self, faces: Tensor, landmarks: Tensor, adapted: Tensor, seed: int = 0) -> facespace.Face:
-        """What the generator changes about templates that are adapted to the wearers already."""
-        own = masking.unwrap(faces, landmarks, self.texture_size)
-        return self.net.other_face(own, adapted.to(faces), self.noise(len(faces), seed))
-
-    def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Masked faces (B, 3, H, W) in [0, 1], of the faces' dtype; arguments as in `texture`."""
-        texture = self.texture(faces, landmarks, templates, seed)
-        return masking.put_on(faces, landmarks, texture, self.config.placement, self.config.softness)
-
-    if TYPE_CHECKING:
-        __call__ = forward  # nn.Module's own is untyped
-
-
 class Discriminator(nn.Module):
     """Realism of face crops: (B, 3, S, S) in [0, 1] -> logits (B,), high for real.
 
@@ -289,38 +217,3 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
     if unknown := [head for head in config.heads if head not in HEADS] or ([] if config.heads else ["nothing"]):
         raise GanMaskError(f"heads: {unknown[0]!r} is unknown; known: {', '.join(HEADS)}")
     return config
-
-
-def load_generator(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Generator:
-    """The generator in folder `path` (config.json + model.safetensors), frozen and in eval mode.
-
-    By default the one that comes with the package. A run folder of train.py works too: its latest checkpoint is
-    taken. Raises GanMaskError, naming
-    the file, when something is missing, damaged, or does not fit together.
-    """
-    folder = _checkpoint_folder(Path(path))
-    values = read_json(folder / "config.json")
-    if not isinstance(values, dict):
-        raise GanMaskError(f"{folder / 'config.json'}: expected an object of generator options")
-    generator = Generator(**values)
-    weights = read_safetensors(folder / "model.safetensors")
-    missing = sorted(set(generator.state_dict()) ^ set(weights))
-    wrong = [k for k, v in generator.state_dict().items() if k in weights and weights[k].shape != v.shape]
-    if missing or wrong:
-        raise GanMaskError(
-            f"{folder}: config.json and model.safetensors do not belong together; "
-            f"differing keys: {', '.join((missing + wrong)[:8])}"
-        )
-    generator.load_state_dict({k: v.float() for k, v in weights.items()})
-    return generator.eval().requires_grad_(False).to(device)
-
-
-def _checkpoint_folder(path: Path) -> Path:
-    if (path / "config.json").is_file():
-        return path
-    if (path / "generator" / "config.json").is_file():  # a run folder of train.py
-        return path / "generator"
-    shipped = Path("checkpoints")
-    known = sorted(p.parent.name for p in shipped.glob("*/config.json")) if shipped.is_dir() else []
-    hint = f"; shipped: {', '.join(f'checkpoints/{k}' for k in known)}" if known else ""
-    raise GanMaskError(f"{path}: no checkpoint here (expected config.json and model.safetensors){hint}")

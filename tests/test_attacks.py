@@ -14,8 +14,8 @@ from gan_mask.attacks.surrogates import Surrogates, evasion_terms
 from gan_mask.augment import Draws, round_to_8_bit
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
+from gan_mask.generator import Generator
 from gan_mask.landmarks import frame
-from gan_mask.networks import Generator
 
 SURROGATES = Surrogates([FakeEmbedder()], [0.9], [FakeDetector()])
 BOLD = {"filter_rate": 0.05, "smooth": 1.0}  # the fake detector wants the mask a good deal brighter

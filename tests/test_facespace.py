@@ -13,7 +13,7 @@ from test_attacks import SURROGATES, wearers  # noqa: F401  (a fixture)
 from gan_mask import attacks, facespace, masking, templates
 from gan_mask.errors import GanMaskError
 from gan_mask.facespace import Bounds, Face
-from gan_mask.networks import Generator
+from gan_mask.generator import Generator
 
 SIZE = masking.TEXTURE
 

@@ -7,8 +7,9 @@ import torch
 
 from gan_mask import load_generator, masking
 from gan_mask.errors import GanMaskError
+from gan_mask.generator import Generator
 from gan_mask.landmarks import frame
-from gan_mask.networks import OWN, Discriminator, Generator, filter_texture
+from gan_mask.networks import OWN, Discriminator, filter_texture
 from gan_mask.training.state import save_generator
 
 SMALL = {"widths": (8, 16), "texture_height": 24, "texture_width": 32, "size": 64}

@@ -24,7 +24,8 @@ from PIL import ExifTags, Image, ImageCms
 
 from gan_mask import attacks, masking, pretrained, sampling, templates
 from gan_mask.faces import FaceFinder
-from gan_mask.networks import Generator, GeneratorConfig
+from gan_mask.generator import Generator
+from gan_mask.networks import GeneratorConfig
 from gan_mask.photos import wear_on_photo
 from gan_mask.sampling import command, photo_files, sampler
 from gan_mask.sampling.folder import JOURNAL, find_targets

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gan_mask import load_generator, losses, pretrained, templates, training
 from gan_mask.errors import GanMaskError
+from gan_mask.generator import Generator
 from gan_mask.landmarks import frame
-from gan_mask.networks import Generator
 from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training import log, loop, state
 from gan_mask.training.health import STOP, Health

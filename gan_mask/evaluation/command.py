@@ -15,6 +15,7 @@ import torch
 from gan_mask import attacks, cli, evaluation, files, masking, pretrained, templates, weights
 from gan_mask._version import __version__
 from gan_mask.attacks.surrogates import Surrogates
+from gan_mask.cli.methods import add_method_options, method_options
 from gan_mask.data import SPLITS, PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance, gate, groups, large_photos, output, page, realism
@@ -23,7 +24,8 @@ from gan_mask.evaluation.protocol import choose_probes, spread
 from gan_mask.evaluation.report import cost_of, report_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
-from gan_mask.networks import SHIPPED, Generator, GeneratorConfig, load_generator
+from gan_mask.generator import SHIPPED, Generator, load_generator
+from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained.perceptual import Perceptual
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.values import COUNT, RATE, SEED, Range
@@ -120,7 +122,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--require", nargs="+", default=[], metavar="LIMIT",
         help=f"exit with status 1 unless these hold: {gate.GRAMMAR} (default: none)")  # fmt: skip
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
-    attacks.add_options(parser)
+    add_method_options(parser)
     cli.add_message_options(parser)
     return parser.parse_args(argv)
 
@@ -221,7 +223,7 @@ def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | Non
         [headline[name] for name in args.surrogates],
         [detectors[name] for name in args.detectors],
     )
-    options = attacks.options_of(args, shape.softness)
+    options = method_options(args, shape.softness)
     names = list(dict.fromkeys(["none", *args.methods]))
     methods = {
         name: attacks.method(

@@ -163,8 +163,8 @@ class AlarmConfig:
 
 def calibrate(c: AlarmConfig) -> Alarm:
     """Fit, set the threshold, write --out."""
+    from gan_mask.generator import load_generator
     from gan_mask.harden.pools import faced_masks
-    from gan_mask.networks import load_generator
 
     values.check(c)
     if wrong := [m for m in c.against if m not in ("generator", "dm")] or ([] if c.against else ["nothing"]):

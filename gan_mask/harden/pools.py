@@ -12,8 +12,8 @@ from gan_mask import attacks, files, masking, pretrained, templates
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
+from gan_mask.generator import load_generator
 from gan_mask.harden.options import HardenConfig
-from gan_mask.networks import load_generator
 from gan_mask.pretrained.protocol import Detector
 
 

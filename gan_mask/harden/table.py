@@ -26,12 +26,12 @@ from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
 from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.faces import FaceFinder, read_image, to_tensors
+from gan_mask.generator import Generator, load_generator
 from gan_mask.harden import alarm as alarms
 from gan_mask.harden import pictures
 from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
 from gan_mask.harden.pools import faced_masks
-from gan_mask.networks import Generator, load_generator
 from gan_mask.pretrained.protocol import Detector
 from gan_mask.pretrained.thresholds import far_thresholds
 from gan_mask.values import COUNT, SEED, Range, check, option, to_dict

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from gan_mask import attacks, cli, files, masking, sampling
 from gan_mask._version import __version__
+from gan_mask.cli.methods import add_method_options
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage, forget_old_shapes
 from gan_mask.pretrained.protocol import fingerprint
@@ -162,7 +163,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="photos and faces at a time (default: 16)",
     )
     add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda (default: cpu)")
-    attacks.add_options(parser)
+    add_method_options(parser)
     cli.add_message_options(parser)
     return parser.parse_args(argv)
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from gan_mask import attacks, masking, pretrained, templates
 from gan_mask.attacks.surrogates import Surrogates
+from gan_mask.cli.methods import method_options
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
+from gan_mask.generator import SHIPPED, load_generator
 from gan_mask.landmarks import FRAMING
-from gan_mask.networks import OWN, SHIPPED, GeneratorConfig, load_generator
+from gan_mask.networks import OWN, GeneratorConfig
 from gan_mask.photos import wear_on_photo
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
@@ -150,7 +152,7 @@ def load(args: argparse.Namespace) -> Sampler:
     faces = Path(args.faces)
     return Sampler(
         source=faces if faces.is_dir() else faces.parent, out=Path(args.out), config=config,
-        method=attacks.method(args.method, generator, surrogates, attacks.options_of(args, config.softness)),
+        method=attacks.method(args.method, generator, surrogates, method_options(args, config.softness)),
         method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None, template=template, own=own,
         harmonise=args.harmonise, seed=args.seed, largest=args.largest, batch_size=args.batch_size, device=args.device,
         finder=FaceFinder(args.device, args.min_score),

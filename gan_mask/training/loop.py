@@ -29,7 +29,8 @@ from gan_mask.attacks.surrogates import Surrogates, load_surrogates
 from gan_mask.data import PreparedSet
 from gan_mask.data.shards import ShardSet, open_faces
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import OWN, PIXEL_HEADS, Discriminator, Generator, load_generator
+from gan_mask.generator import Generator, load_generator
+from gan_mask.networks import OWN, PIXEL_HEADS, Discriminator
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.training.health import (

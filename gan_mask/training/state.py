@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gan_mask import files
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_safetensors
-from gan_mask.networks import Generator
+from gan_mask.generator import Generator
 from gan_mask.values import to_dict
 
 FOLDER, STEPS = "checkpoints", "step-*"

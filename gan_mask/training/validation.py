@@ -12,7 +12,7 @@ from gan_mask import attacks, augment
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.data.shards import open_faces
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import Generator
+from gan_mask.generator import Generator
 from gan_mask.templates import Bank
 from gan_mask.training.options import TrainConfig
 

@@ -28,7 +28,7 @@ from gan_mask import sampling, weights
 from gan_mask.data import PreparedSet, prepare
 from gan_mask.data.prepare import Settings
 from gan_mask.errors import GanMaskError
-from gan_mask.networks import load_generator
+from gan_mask.generator import load_generator
 from gan_mask.pretrained import classifier, dlib_resnet, facenet, perceptual
 from gan_mask.sampling import photo_files, provenance
 
