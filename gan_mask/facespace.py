@@ -22,6 +22,7 @@ from gan_mask.files import read_safetensors
 
 BASIS = Path(__file__).parent / "assets" / "lower_faces.safetensors"  # data_prep/make_basis.py
 COMPONENTS = 80
+SMOOTHINGS = 1
 SHAPE = (9, 12)  # control points of the displacement, and twice as many of the light, at 72 x 96 texels
 
 
@@ -41,13 +42,12 @@ class Bounds(NamedTuple):
     light: float = 0.03  # luminance in [0, 1]
 
     def face(self, raw: Sequence[Tensor]) -> Face:
-        """Unbounded numbers of a network or an optimiser to changes within the bounds."""
-        return Face(*(bound * value.tanh() for bound, value in zip(self, raw, strict=True)))
+        """Unbounded numbers of a network or an optimiser to changes within the bounds.
 
-    def raw(self, face: Face) -> list[Tensor]:
-        """The inverse of `face`."""
-        near = 1 - 1e-4
-        return [(value / max(bound, 1e-6)).clamp(-near, near).atanh() for bound, value in zip(self, face, strict=True)]
+        Control points are averaged with their neighbours: without that, recognisers are dodged by scribbles.
+        """
+        appearance, *points = (bound * value.tanh() for bound, value in zip(self, raw, strict=True))
+        return Face(appearance, *map(_averaged, points))
 
 
 class Basis(NamedTuple):
@@ -116,6 +116,13 @@ def displaced(texture: Tensor, by: Tensor) -> Tensor:
     place = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     moved = place + 2 * by.permute(0, 2, 3, 1) * by.new_tensor([1, width / height])
     return F.grid_sample(texture, moved, padding_mode="border", align_corners=False)
+
+
+def _averaged(points: Tensor) -> Tensor:
+    """Control points (B, C, ...), each the mean of its 3 x 3 neighbourhood, SMOOTHINGS times over."""
+    for _ in range(SMOOTHINGS):
+        points = F.avg_pool2d(F.pad(points, [1] * 4, mode="replicate"), 3, 1)
+    return points
 
 
 def _smooth(points: Tensor, size: tuple[int, int]) -> Tensor:

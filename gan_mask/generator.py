@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from gan_mask import facespace, likeness, masking
+from gan_mask import likeness, masking
 from gan_mask import templates as shipped
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json, read_safetensors
@@ -68,12 +68,16 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         if self.config.placement == "seamless":
             templates = likeness.adapt(templates, own)
         z = self.noise(len(faces), seed)
-        return self.net(own.to(z), templates.to(z), z)
+        return self.net(own.to(z), templates.to(z), z).texture
 
-    def other_face(self, faces: Tensor, landmarks: Tensor, adapted: Tensor, seed: int = 0) -> facespace.Face:
-        """What the generator changes about templates that are adapted to the wearers already."""
+    def other_face(
+        self, faces: Tensor, landmarks: Tensor, adapted: Tensor, seed: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What it changes about templates that are adapted to the wearers already, unbounded (`facespace.Bounds`)."""
         own = masking.unwrap(faces, landmarks, self.texture_size)
-        return self.net.other_face(own, adapted.to(faces), self.noise(len(faces), seed))
+        raw = self.net(own, adapted.to(faces), self.noise(len(faces), seed)).raw
+        assert raw is not None, "a generator with face heads is asked"
+        return raw
 
     def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
         """Masked faces (B, 3, H, W) in [0, 1], of the faces' dtype; arguments as in `texture`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,11 @@ class Block(nn.Module):
         return F.silu(self.norm2(self.conv2(x)) * (1 + scale) + shift)
 
 
+def face_bounds(config: Any) -> facespace.Bounds:
+    """Of the configuration of a generator or of a training; 0 for heads that it does not have."""
+    return facespace.Bounds(*(getattr(config, f"{head}_bound") if head in config.heads else 0.0 for head in FACE_HEADS))
+
+
 class FaceHead(nn.Module):
     """From the deepest features and the template's place in the basis to another face. Starts as: no change."""
 
@@ -106,6 +111,13 @@ class FaceHead(nn.Module):
         return appearance.float(), shape.float(), F.pixel_shuffle(light, 2).float()
 
 
+class Painted(NamedTuple):
+    """What the network makes of B templates."""
+
+    texture: Tensor  # (B, 3, h, w) in [0, 1]
+    raw: tuple[Tensor, Tensor, Tensor] | None  # what the face heads say, if there are any, as facespace.Bounds takes it
+
+
 class TextureUNet(nn.Module):
     """Wearer's and template's texture to mask texture, in canonical mask space.
 
@@ -118,9 +130,7 @@ class TextureUNet(nn.Module):
         self.config = c = config
         w = c.widths
         self.down = nn.ModuleList(Block(a, b, c.noise) for a, b in zip((4 * 6, *w), w, strict=False))
-        self.bounds = facespace.Bounds(
-            *(getattr(c, f"{head}_bound") if head in c.heads else 0.0 for head in FACE_HEADS)
-        )
+        self.bounds = face_bounds(c)
         self.face = FaceHead(c) if any(self.bounds) else None
         channels = (c.kernel**2 if "filter" in c.heads else 0) + (3 if "residual" in c.heads else 0)
         if not channels:
@@ -133,21 +143,17 @@ class TextureUNet(nn.Module):
             start[c.kernel**2 // 2] = 5.0
         self.heads.bias = nn.Parameter(start.repeat_interleave(4))
 
-    def forward(self, face_texture: Tensor, template: Tensor, z: Tensor) -> Tensor:
-        """Textures (B, 3, h, w) in [0, 1], z (B, noise) -> (B, 3, h, w) in [0, 1]."""
+    def forward(self, face_texture: Tensor, template: Tensor, z: Tensor) -> Painted:
+        """Textures (B, 3, h, w) in [0, 1], z (B, noise) -> the texture that is worn, and what was changed."""
         skips = self._features(face_texture, template, z)
-        texture = template.float()
+        texture, raw = template.float(), None
         if self.face is not None:
             basis = facespace.basis_for(template)
-            texture = facespace.paint(texture, self._other_face(skips[-1], texture, basis), basis)
+            raw = self.face(skips[-1], facespace.coordinates(texture, basis))
+            texture = facespace.paint(texture, self.bounds.face(raw), basis)
         if any(head in PIXEL_HEADS for head in self.config.heads):
             texture = self._retouch(texture, skips, z)
-        return texture.clamp(0, 1)
-
-    def other_face(self, face_texture: Tensor, template: Tensor, z: Tensor) -> facespace.Face:
-        """What the face heads change, arguments as in `forward`."""
-        deep = self._features(face_texture, template, z)[-1]
-        return self._other_face(deep, template.float(), facespace.basis_for(template))
+        return Painted(texture.clamp(0, 1), raw)
 
     def _features(self, face_texture: Tensor, template: Tensor, z: Tensor) -> list[Tensor]:
         x = F.pixel_unshuffle(torch.cat([face_texture, template], 1) * 2 - 1, 2)
@@ -155,10 +161,6 @@ class TextureUNet(nn.Module):
         for level, block in enumerate(self.down):
             skips.append(block(x if level == 0 else F.avg_pool2d(skips[-1], 2), z))
         return skips
-
-    def _other_face(self, deep: Tensor, template: Tensor, basis: facespace.Basis) -> facespace.Face:
-        assert self.face is not None
-        return self.bounds.face(self.face(deep, facespace.coordinates(template, basis)))
 
     def _retouch(self, texture: Tensor, skips: list[Tensor], z: Tensor) -> Tensor:
         c, x = self.config, skips[-1]

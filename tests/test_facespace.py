@@ -84,13 +84,16 @@ def test_displacement_is_that_of_scipy(printed: torch.Tensor) -> None:
     assert np.abs(ours - expected).max() < 1e-4
 
 
-def test_bounds_hold_and_are_inverted() -> None:
+def test_bounds_hold_and_control_points_are_averaged() -> None:
+    """As SciPy's filter does it: without, recognisers are dodged by scribbles."""
+    from scipy.ndimage import uniform_filter
+
     bounds = Bounds(2.0, 0.05, 0.0)
     raw = [torch.randn_like(part) * 3 for part in nothing(2)]
     face = bounds.face(raw)
     assert face.appearance.abs().max() <= 2 and face.shape.abs().max() <= 0.05 and (face.light == 0).all()
-    again = bounds.face(bounds.raw(face))
-    assert torch.allclose(again.appearance, face.appearance, atol=1e-3)
+    expected = uniform_filter(0.05 * raw[1].tanh().numpy(), (1, 1, 3, 3), mode="nearest")
+    assert np.allclose(face.shape.numpy(), expected, atol=1e-6)
 
 
 def test_other_sizes_of_texture_have_the_same_basis_smaller() -> None:
@@ -117,7 +120,7 @@ def test_refining_begins_at_the_generators_face(wearers, generator: Generator) -
     adapted = attacks.dm_adapted(*wearers)
     begun = method.paint.begin_at(wearers.faces, wearers.landmarks, adapted)
     painted = method.paint.paint(adapted, begun)
-    assert (painted - generator.texture(*wearers)).abs().max() < 2e-2  # tanh's inverse stops short of the bounds
+    assert (painted - generator.texture(*wearers)).abs().max() < 1e-6
     assert (painted - adapted).abs().mean() > 1e-3
     assert method.placement == "seamless"
 

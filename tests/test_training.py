@@ -17,8 +17,10 @@ from gan_mask import load_generator, losses, pretrained, templates, training
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator
 from gan_mask.landmarks import frame
-from gan_mask.pretrained.protocol import weights_digest
+from gan_mask.pretrained import classifier
+from gan_mask.pretrained.protocol import resize, weights_digest
 from gan_mask.training import log, loop, state
+from gan_mask.training.discriminator import make as make_discriminator
 from gan_mask.training.health import STOP, Health
 from gan_mask.training.options import TrainConfig
 
@@ -330,3 +332,16 @@ def test_a_generator_that_no_gradient_reaches_is_noticed(capsys):
             assert not watch.streaks["generator"] or not watch.good
             watch.look(terms, (0.0, 1.0), texture, texture)
     assert "warning: no gradient reaches the generator" in capsys.readouterr().err
+
+
+def test_the_discriminator_begins_as_the_mask_classifier_and_tells_masks_at_once():
+    """Its features are the classifier's own; batch norms are gone, so that no batch decides about a face."""
+    made, original = make_discriminator(0), classifier.load()
+    faces = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    small = (resize(faces, 128, 128) - 0.5) * 4
+    assert torch.allclose(made.features(small), original.net.features(small), atol=1e-4)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in made.modules())
+    faces.requires_grad_()
+    (gradient,) = torch.autograd.grad(made.train()(faces).sum(), faces, create_graph=True)
+    gradient.square().sum().backward()  # R1
+    assert all(p.requires_grad for p in made.parameters())

@@ -38,7 +38,7 @@ class AdvFace(Optimised):
 
     def begin_at(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> list[Tensor]:
         if self.start is not None:
-            return self.bounds.raw(self.start.other_face(faces, landmarks, templates, self.options.seed))
+            return list(self.start.other_face(faces, landmarks, templates, self.options.seed))
         count, (rows, columns) = len(templates), facespace.SHAPE
         zeros = templates.new_zeros
         return [

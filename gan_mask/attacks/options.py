@@ -24,8 +24,8 @@ class Options:
     smooth: float = option(
         10.0, "mf2m: weight of the total variation of the kernels and of the texture's change", within=WEIGHT
     )
-    face_rate: float = option(0.06, "advface: Adam's learning rate, in units of the bounds", within=WEIGHT)
-    plausible: float = option(0.3, "advface: weight of how far the lower face is from those of people", within=WEIGHT)
+    face_rate: float = option(0.12, "advface: Adam's learning rate, in units of the bounds", within=WEIGHT)
+    plausible: float = option(0.05, "advface: weight of how far the lower face is from those of people", within=WEIGHT)
     refine: int = option(
         0, "generator: so many of advface's steps from its output, until the goal is met", within=Range(0, 2**31 - 1)
     )

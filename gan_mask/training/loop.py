@@ -30,9 +30,10 @@ from gan_mask.data import PreparedSet
 from gan_mask.data.shards import ShardSet, open_faces
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator, load_generator
-from gan_mask.networks import OWN, PIXEL_HEADS, Discriminator
+from gan_mask.networks import OWN, PIXEL_HEADS
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
+from gan_mask.training.discriminator import make as make_discriminator
 from gan_mask.training.health import (
     Health,
     largest_batch_that_fits,
@@ -115,7 +116,7 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     net, ema, discriminator = (
         generator.net,
         Generator(**values.to_dict(generator.config)),
-        Discriminator(c.discriminator_width),
+        make_discriminator(c.discriminator_width),
     )
     ema.load_state_dict(generator.state_dict())
     ema.requires_grad_(False).to(accelerator.device)

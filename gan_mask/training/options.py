@@ -59,7 +59,11 @@ class TrainConfig:
     softness: float = option(
         0.03, "paper placement: fade at the mask's edge, fraction of the mask's width", within=SOFTNESS
     )
-    discriminator_width: int = option(32, "discriminator's channels in its first layer", within=Range(1, 1024))
+    discriminator_width: int = option(
+        0,
+        "discriminator's channels in its first layer, with random weights; 0: it begins as our mask classifier",
+        within=Range(0, 1024),
+    )
 
     realism: float = option(0.6, "weight: discriminator's opinion", group="losses", within=WEIGHT)
     dodging: float = option(5.0, "weight: similarity to the wearer's photos above threshold", within=WEIGHT)
@@ -73,6 +77,7 @@ class TrainConfig:
     plausible: float = option(
         8.0, "weight: how far a lower face is from those of people, squared deviations beyond two", within=WEIGHT
     )
+    rough: float = option(1.5, "weight: unevenness of the displacement and the light", within=WEIGHT)
     r1: float = option(0.1, "weight gamma of the R1 penalty", within=WEIGHT)
     r1_every: int = option(8, "steps between R1 penalties, each counted as many times", within=COUNT)
 
@@ -85,7 +90,7 @@ class TrainConfig:
     eot: float = option(0.3, "strength of the jitter at which masks are worn; 0: none", within=Range(0, 10))
 
     learning_rate: float = option(1e-3, "generator's, AdamW", group="optimisers", within=LEARNING_RATE)
-    discriminator_learning_rate: float = option(1e-3, "discriminator's, AdamW", within=LEARNING_RATE)
+    discriminator_learning_rate: float = option(3e-4, "discriminator's, AdamW", within=LEARNING_RATE)
     warmup: int = option(50, "steps of linear warm-up", within=Range(0, 2**31 - 1))
     clip: float = option(1.0, "largest gradient norm", within=Range(above=0))
     ema: float = option(
@@ -121,7 +126,7 @@ def check(c: TrainConfig) -> None:
 
 
 # What options that are newer than a run stood at before there were any.
-EARLIER: dict[str, Any] = {"placement": "paper", "plausible": 0.0}
+EARLIER: dict[str, Any] = {"placement": "paper", "plausible": 0.0, "rough": 0.0}
 
 
 def default_template(c: TrainConfig) -> str:

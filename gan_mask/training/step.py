@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gan_mask import augment, facespace, likeness, losses, masking
 from gan_mask.attacks.surrogates import Surrogates, evasion_terms
 from gan_mask.augment import Draws
+from gan_mask.networks import face_bounds
 from gan_mask.templates import Bank
 from gan_mask.training.options import GENERATOR_NOISE, TrainConfig
 from gan_mask.training.schedule import Schedule
@@ -27,6 +28,7 @@ class Scene(NamedTuple):
     landmarks: Tensor  # (B, 68, 2) px
     template: Tensor  # (B, 3, h, w)
     texture: Tensor  # (B, 3, h, w), the generator's
+    rough: Tensor  # (B,) how uneven its displacement and light are
     dm: Tensor  # (B, 3, S, S), the benign faced mask
     masked: Tensor  # (B, 3, S, S), the generated one
 
@@ -36,13 +38,15 @@ def dress(face: Tensor, landmarks: Tensor, template: Tensor, net: nn.Module, dra
     own = masking.unwrap(face, landmarks, (template.shape[2], template.shape[3]))
     if c.placement == "seamless":
         template = likeness.adapt(template, own)
-    texture = net(own, template, draws.normal(GENERATOR_NOISE))
+    texture, raw = net(own, template, draws.normal(GENERATOR_NOISE))
     worn_at = augment.jitter_landmarks(landmarks, draws, c.eot)
     pixels = masking.place(worn_at, *face.shape[2:])
     dm, masked = (
         masking.put_on(face, worn_at, paint, c.placement, c.softness, pixels) for paint in (template, texture)
     )
-    return Scene(face, landmarks, template, texture, dm, augment.round_to_8_bit(masked))
+    bounds = face_bounds(c)
+    rough = texture.new_zeros(len(texture)) if raw is None else facespace.roughness(bounds.face(raw), bounds)
+    return Scene(face, landmarks, template, texture, rough, dm, augment.round_to_8_bit(masked))
 
 
 def discriminator_terms(
@@ -74,6 +78,7 @@ def generator_terms(
         terms["perceptual"] = c.perceptual * s.perceptual(scene.masked, scene.dm)
     if c.plausible:
         terms["plausible"] = c.plausible * facespace.implausible(scene.texture, facespace.basis_for(scene.texture))
+    terms["rough"] = c.rough * scene.rough
     terms["fidelity"] = c.fidelity * losses.squared_distance(scene.texture, scene.template)
     terms["smooth"] = c.smooth * losses.total_variation(scene.texture - scene.template)
     return terms

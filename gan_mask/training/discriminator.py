@@ -1,0 +1,54 @@
+"""Whether a face is real: the discriminator, and what it begins as."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from gan_mask.networks import Discriminator
+from gan_mask.pretrained import classifier
+from gan_mask.pretrained.protocol import resize
+
+
+def make(width: int) -> nn.Module:
+    """`Discriminator` of that width, with random weights; 0: `FaceDiscriminator`, which knows faces already."""
+    return Discriminator(width) if width else FaceDiscriminator()
+
+
+class FaceDiscriminator(nn.Module):
+    """Realism of faces (B, 3, H, W) in [0, 1] -> logits (B,), high for real: the shipped mask classifier, retrained.
+
+    One that begins with random weights is still at chance when a short training ends; this one tells seamless masks
+    from faces after some hundred pictures. Mean and largest value of each feature: a smear is small, a tone is
+    everywhere. Batch norms become part of their convolutions, so that no batch decides about a face.
+    In float32 under autocast, too: R1 takes second derivatives.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = classifier.load().net
+        assert isinstance(net, classifier.MaskClassifierNet)
+        self.features = _without_norms(net.features).requires_grad_()
+        self.head = nn.Linear(2 * 160, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code has no second derivatives
+    def forward(self, faces: Tensor) -> Tensor:
+        with torch.autocast(faces.device.type, enabled=False):
+            features = self.features((resize(faces.float(), classifier.SIZE, classifier.SIZE) - 0.5) * 4)
+            return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)).squeeze(1)
+
+
+def _without_norms(layers: nn.Module) -> nn.Module:
+    """In place, in a network in eval mode: batch norms become part of the convolutions right before them."""
+    before: tuple[str, nn.Module] | None = None
+    for name, layer in list(layers.named_children()):
+        if isinstance(layer, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
+            setattr(layers, before[0], fuse_conv_bn_eval(before[1], layer))
+            setattr(layers, name, nn.Identity())
+        else:
+            _without_norms(layer)
+        before = (name, layer)
+    return layers
