@@ -37,7 +37,7 @@ WRONG = [
     ("training", "--ema", "1.5"), ("training", "--far", "2"), ("training", "--workers", "-1"),
     ("training", "--warmup", "-5"), ("training", "--clip", "0"), ("training", "--kernel", "4"),
     ("training", "--softness", "0.7"), ("training", "--dodging", "-1"), ("training", "--fidelity", "inf"),
-    ("training", "--diversity", "-1"), ("training", "--discriminator_width", "0"), ("training", "--steps", "0"),
+    ("training", "--diversity", "-1"), ("training", "--discriminator_width", "-1"), ("training", "--steps", "0"),
     ("training", "--steps", "1.5"), ("training", "--steps", "1e400"), ("training", "--validation_faces", "1"),
     ("training", "--mixed_precision", "fp8"), ("training", "--embedders", ""),
     ("harden", "--learning_rate", "-1"), ("harden", "--seed", "-1"), ("harden", "--far", "0"),
