@@ -33,6 +33,7 @@ from gan_mask.generator import Generator, load_generator
 from gan_mask.networks import OWN, PIXEL_HEADS
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
+from gan_mask.training.camera import Photographed
 from gan_mask.training.discriminator import make as make_discriminator
 from gan_mask.training.health import (
     Health,
@@ -100,6 +101,8 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     if len(photos) < 2:
         raise GanMaskError(f"{c.data}: {len(photos)} faces in the train split; at least 2 are needed")
 
+    photographed = Photographed(photos, c.camera, c.seed)
+
     # Networks and optimisers
     device = accelerator.device
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
@@ -145,7 +148,7 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
 
     schedule = Schedule(photos.identities, c, accelerator.process_index, accelerator.num_processes, start, photos.run)
     loader = DataLoader(
-        photos,
+        photographed,
         batch_sampler=schedule,
         num_workers=c.workers,
         pin_memory=device.type == "cuda",

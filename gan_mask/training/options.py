@@ -87,6 +87,9 @@ class TrainConfig:
         group="augmentation",
         within=Range(0, 10),
     )
+    camera: float = option(
+        0.5, "share of the photos with a camera's faults (albumentations): JPEG, noise, blur, gamma", within=FRACTION
+    )
     eot: float = option(0.3, "strength of the jitter at which masks are worn; 0: none", within=Range(0, 10))
 
     learning_rate: float = option(1e-3, "generator's, AdamW", group="optimisers", within=LEARNING_RATE)
@@ -126,7 +129,7 @@ def check(c: TrainConfig) -> None:
 
 
 # What options that are newer than a run stood at before there were any.
-EARLIER: dict[str, Any] = {"placement": "paper", "plausible": 0.0, "rough": 0.0}
+EARLIER: dict[str, Any] = {"placement": "paper", "plausible": 0.0, "rough": 0.0, "camera": 0.0}
 
 
 def default_template(c: TrainConfig) -> str:

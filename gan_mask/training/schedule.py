@@ -34,18 +34,19 @@ class Schedule:
     def __len__(self) -> int:
         return (self.c.steps - self.start) * self.c.accumulate
 
-    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, bool, int]]]:
         for step in range(self.start, self.c.steps):
             for micro in range(self.c.accumulate):
                 first = step * self.total + self.row(micro)
                 yield [self._photo(position) for position in range(first, first + self.c.batch_size)]
 
-    def _photo(self, position: int) -> tuple[int, bool]:
+    def _photo(self, position: int) -> tuple[int, bool, int]:
+        """Which photo, whether mirrored, and the row of the training that it is."""
         epoch, place = divmod(position, len(self.order))
         if epoch != self._epoch:
             self._epoch, self._shuffled = epoch, self._shuffle(epoch)
         photo = int(self._shuffled[place])
-        return photo, bool((photo + epoch) % 2)  # each photo is mirrored in every other epoch
+        return photo, bool((photo + epoch) % 2), position  # each photo is mirrored in every other epoch
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         """All photos, in runs of neighbours in random order; other neighbours in each epoch."""
