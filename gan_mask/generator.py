@@ -100,7 +100,7 @@ def load_generator(path: str | Path = SHIPPED, device: str | torch.device = "cpu
     if not isinstance(values, dict):
         raise GanMaskError(f"{folder / 'config.json'}: expected an object of generator options")
     generator = Generator(**values)
-    weights = read_safetensors(folder / "model.safetensors")
+    weights = generator.net.completed(read_safetensors(folder / "model.safetensors"))
     missing = sorted(set(generator.state_dict()) ^ set(weights))
     wrong = [k for k, v in generator.state_dict().items() if k in weights and weights[k].shape != v.shape]
     if missing or wrong:

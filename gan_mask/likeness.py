@@ -16,9 +16,11 @@ from gan_mask import masking
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 COLOUR_BLUR = 4.0  # texels of 72 rows: colour coarser than this is the wearer's
-FINE_COLOUR = 0.5  # share of the template's finer colour that is kept
 CONTRAST = (0.6, 1.3)  # least and largest factor on the template's luminance
-SHARPENING = 2.0  # at most so many times the template's finest detail is added to it
+BANDS = (1.0, 2.0, 4.0)  # texels of 72 rows: where its detail is cut into bands, each with a contrast of its own
+BAND_CONTRAST = (0.6, 2.0)
+COLOUR_CONTRAST = (0.5, 2.5)  # of the template's finer colour
+FINEST, COLOUR = 1.45, 1.2  # how much stronger than the wearer's, since sampling at the photo's pixels takes from both
 
 # What of a face's geometry should be alike; a squared difference counts 1 / spread^2. The spreads are of the order of
 # those among people, weighted by how much a wrong one shows: a turned nose and an open mouth most.
@@ -29,21 +31,30 @@ SAME_PERSON = 0.935  # correlation of structures: two views of an embedded perso
 
 
 def adapt(templates: Tensor, own: Tensor) -> Tensor:
-    """Templates (B, 3, h, w) with the wearers' coarse colours, contrast and sharpness; own (B, 3, h, w) unwrapped.
+    """Templates (B, 3, h, w) with the wearers' coarse colours, and their contrast in detail of each size.
 
-    Landmarks lie at the same texels in both, so that the wearer's lips lend their colour to the template's. What makes
-    another face of it, the form, is in the luminance. One's own texture loses no more than half of its finest colour.
+    own (B, 3, h, w): unwrapped. Landmarks lie at the same texels in both, so that the wearer's lips lend their colour
+    to the template's. What makes another face of it, the form, is in the luminance.
     """
-    rows = own.shape[2]
     light, own_light = luminance(templates), luminance(own)
+    colour, own_colour = templates - light, own - own_light
     form, own_form = masking.structure(light), masking.structure(own_light)
-    factor = ((_spread(own_form) + 0.01) / (_spread(form) + 0.01)).clamp(*CONTRAST)
-    light = light + (factor - 1) * form
-    fine, own_fine = (x - blurred(x, rows / 72) for x in (light, own_light))
-    lacking = (_spread(own_fine) / (_spread(fine) + 0.002) - 1).clamp(0, SHARPENING)
-    colour, own_colour = templates - luminance(templates), own - own_light
-    coarse, own_coarse = (blurred(x, COLOUR_BLUR * rows / 72) for x in (colour, own_colour))
-    return light + lacking * fine + own_coarse + FINE_COLOUR * (colour - coarse)
+    for size in BANDS:
+        sigma = size * own.shape[2] / 72
+        coarser, own_coarser = blurred(form, sigma), blurred(own_form, sigma)
+        gain = FINEST if size == BANDS[0] else 1.0
+        band = form - coarser
+        light = light + (_contrast(band, own_form - own_coarser, gain, 0.002, BAND_CONTRAST) - 1) * band
+        form, own_form = coarser, own_coarser
+    light = light + (_contrast(form, own_form, 1.0, 0.01, CONTRAST) - 1) * form
+    coarse, own_coarse = (blurred(x, COLOUR_BLUR * own.shape[2] / 72) for x in (colour, own_colour))
+    fine = colour - coarse
+    return light + own_coarse + _contrast(fine, own_colour - own_coarse, COLOUR, 0.002, COLOUR_CONTRAST) * fine
+
+
+def _contrast(detail: Tensor, own: Tensor, gain: float, noise: float, bounds: tuple[float, float]) -> Tensor:
+    """The factor (B, 1, 1, 1) with which a template's detail is `gain` times as strong as the wearer's."""
+    return ((gain * _spread(own) + noise) / (_spread(detail) + noise)).clamp(*bounds)
 
 
 class Profile(NamedTuple):
@@ -127,6 +138,6 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def _spread(x: Tensor) -> Tensor:
-    """Root of the mean square over the mask: (B, 1, h, w) -> (B, 1, 1, 1)."""
+    """Root of the mean square over the mask, of all channels together: (B, C, h, w) -> (B, 1, 1, 1)."""
     where = masking.seam_opacity(x)
-    return ((x.square() * where).sum((2, 3), keepdim=True) / where.sum()).clamp_min(1e-12).sqrt()
+    return ((x.square() * where).sum((1, 2, 3), keepdim=True) / where.sum()).clamp_min(1e-12).sqrt()

@@ -84,30 +84,31 @@ def face_bounds(config: Any) -> facespace.Bounds:
 
 
 class FaceHead(nn.Module):
-    """From the deepest features and the template's place in the basis to another face. Starts as: no change."""
+    """From the deepest features and the places of both faces in the basis to another face. Starts as: no change."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         deep, (rows, columns) = config.widths[-1], facespace.SHAPE
         self.points = nn.Conv2d(deep, 2 + 4, 3, padding=1)  # displacement, and light at twice the resolution
-        last: list[nn.Conv2d | nn.Linear] = [self.points]
+        self.squeeze = nn.Conv2d(deep, 32, 1)
+        self.mix = nn.Linear(32 * rows * columns + 2 * facespace.COMPONENTS, 256)
+        self.whole = nn.Linear(256, (2 + 4) * rows * columns)  # what of the points depends on the whole face
+        last: list[nn.Conv2d | nn.Linear] = [self.points, self.whole]
         self.appears = "appearance" in config.heads
         if self.appears:
-            self.squeeze = nn.Conv2d(deep, 32, 1)
-            self.mix = nn.Linear(32 * rows * columns + facespace.COMPONENTS, 256)
             self.appearance = nn.Linear(256, facespace.COMPONENTS)
             last.append(self.appearance)
         for layer in last:
             nn.init.normal_(layer.weight, std=1e-3)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # they have one
 
-    def forward(self, deep: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """deep (B, C, h, w), place (B, K) -> unbounded appearance, shape and light, as facespace.Bounds takes them."""
+    def forward(self, deep: Tensor, template: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """deep (B, C, h, w), places (B, K) -> unbounded appearance, shape and light, as facespace.Bounds takes them."""
         deep = F.adaptive_avg_pool2d(deep, facespace.SHAPE)  # nothing to do at 72 x 96 texels and three widths
-        shape, light = self.points(deep).split([2, 4], 1)
-        appearance = torch.zeros_like(place)
-        if self.appears:
-            appearance = self.appearance(F.silu(self.mix(torch.cat([self.squeeze(deep).flatten(1), place], 1))))
+        mixed = F.silu(self.mix(torch.cat([self.squeeze(deep).flatten(1), template, own], 1)))
+        points = self.points(deep) + self.whole(mixed).view(-1, 2 + 4, *facespace.SHAPE)
+        shape, light = points.split([2, 4], 1)
+        appearance = self.appearance(mixed) if self.appears else torch.zeros_like(template)
         return appearance.float(), shape.float(), F.pixel_shuffle(light, 2).float()
 
 
@@ -149,7 +150,8 @@ class TextureUNet(nn.Module):
         texture, raw = template.float(), None
         if self.face is not None:
             basis = facespace.basis_for(template)
-            raw = self.face(skips[-1], facespace.coordinates(texture, basis))
+            places = (facespace.coordinates(t, basis) for t in (texture, face_texture.float()))
+            raw = self.face(skips[-1], *places)
             texture = facespace.paint(texture, self.bounds.face(raw), basis)
         if any(head in PIXEL_HEADS for head in self.config.heads):
             texture = self._retouch(texture, skips, z)
@@ -161,6 +163,16 @@ class TextureUNet(nn.Module):
         for level, block in enumerate(self.down):
             skips.append(block(x if level == 0 else F.avg_pool2d(skips[-1], 2), z))
         return skips
+
+    def completed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A generator's state, with what face heads of before did not have: zeros, which change nothing."""
+        if self.face is None or "net.face.points.weight" not in weights or "net.face.whole.weight" in weights:
+            return weights
+        state = {f"net.face.{name}": torch.zeros_like(value) for name, value in self.face.state_dict().items()}
+        if (mix := weights.get("net.face.mix.weight")) is not None:  # it knew the template's place alone
+            state["net.face.mix.weight"][:, : mix.shape[1]] = mix
+            weights = {name: value for name, value in weights.items() if name != "net.face.mix.weight"}
+        return state | weights
 
     def _retouch(self, texture: Tensor, skips: list[Tensor], z: Tensor) -> Tensor:
         c, x = self.config, skips[-1]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, embedded_photo
+from scipy.ndimage import gaussian_filter
 
 from gan_mask import likeness, masking, templates
 from gan_mask.errors import GanMaskError
@@ -127,11 +128,32 @@ def test_adapted_templates_have_the_wearers_colours_and_another_form() -> None:
     def colour(textures: torch.Tensor) -> torch.Tensor:
         return (textures - likeness.luminance(textures))[lips].mean((2, 3))
 
-    assert (colour(adapted) - colour(own)).abs().max() < 0.02 < (colour(foreign) - colour(own)).abs().max()
+    assert (colour(adapted) - colour(own)).abs().max() < 0.025 < (colour(foreign) - colour(own)).abs().max()
     form = masking.structure(likeness.luminance(adapted)).flatten(1)
     before, wearer = (masking.structure(likeness.luminance(x)).flatten(1) for x in (foreign, own))
     assert (torch.cosine_similarity(form, before) > 0.97).all()
     assert (torch.cosine_similarity(form, wearer) < 0.9).all()
+
+
+def test_adapted_templates_have_the_wearers_contrast_in_detail_of_each_size() -> None:
+    """A soft template on a sharp face is what a classifier sees first; bands by SciPy's Gaussian filter."""
+    faces, landmarks = templates._people()
+    own = masking.unwrap(faces[:6], landmarks[:6])
+    soft = likeness.blurred(templates.load_all(["face-020", "face-030", "face-041", "face-002", "face-016"]), 0.7)
+    for template in soft:
+        adapted = likeness.adapt(template.expand_as(own), own)
+
+        def strength(textures: torch.Tensor, small: float, large: float) -> np.ndarray:
+            light = likeness.luminance(textures)[:, 0].numpy()
+            band = gaussian_filter(light, (0, small, small)) - gaussian_filter(light, (0, large, large))
+            return band[:, 20:60, 24:72].std((1, 2))  # well within the seam
+
+        for small, large in ((0, 1), (1, 2), (2, 4)):
+            ratio = strength(adapted, small, large) / strength(own, small, large)
+            before = strength(template.expand_as(own), small, large) / strength(own, small, large)
+            assert (np.abs(np.log(ratio)) < np.maximum(np.abs(np.log(before)), 0.6)).all(), (small, ratio, before)
+        finest, before = (np.median(strength(x, 0, 1) / strength(own, 0, 1)) for x in (adapted, template[None]))
+        assert finest > min(before, 0.8)
 
 
 def test_a_photo_as_a_template_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

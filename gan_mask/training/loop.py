@@ -124,7 +124,7 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     ema.load_state_dict(generator.state_dict())
     ema.requires_grad_(False).to(accelerator.device)
     optimizers = (
-        torch.optim.AdamW(net.parameters(), c.learning_rate, betas=(0.5, 0.99), weight_decay=1e-4),
+        torch.optim.AdamW(net.parameters(), c.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4),
         torch.optim.AdamW(
             discriminator.parameters(), c.discriminator_learning_rate, betas=(0.5, 0.99), weight_decay=0.0
         ),
