@@ -357,7 +357,7 @@ def test_groups_are_parts_of_all_probes(evaluated):
     """By head pose and by skin tone: each probe is in one group of either, the one that its own row says."""
     _, report, rows = evaluated
     everybody = report["groups"]["surrogates"]
-    for column, limits in (("turn_degrees", groups.TURN), ("ita_degrees", groups.TONE)):
+    for column, limits in groups.COLUMNS.items():
         assert sum(everybody[label]["probes"] for label in limits if label in everybody) == report["probes"]
         below = -np.inf
         for label, limit in limits.items():

@@ -1,12 +1,15 @@
-"""Head pose and skin tone that rates are broken down by."""
+"""What rates are broken down by: head pose, skin tone, expression, resolution."""
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from conftest import embedded_photo
+from PIL import Image
 
 from gan_mask import landmarks as lm
 from gan_mask.evaluation import groups
@@ -47,3 +50,20 @@ def test_skin_tone_is_the_typology_angle_of_the_cheeks(lightness, b, degrees):
     assert groups.tone_of(face, landmarks) == pytest.approx(degrees, abs=0.5)
     outside = landmarks + 500  # landmarks may lie outside of a cut-off face
     assert math.isfinite(groups.tone_of(face, outside))
+
+
+def test_detail_is_the_size_that_a_photo_had_before_it_was_enlarged():
+    """By Pillow's resizing; noise has detail up to the picture's own size."""
+    photo = Image.open(io.BytesIO(embedded_photo("id_0001/view_1"))).convert("RGB").resize((160, 160))
+    for size in (64, 88):
+        face = np.array(photo.resize((size, size), Image.Resampling.BOX).resize((160, 160), Image.Resampling.BICUBIC))
+        assert groups.detail_of(torch.from_numpy(face).permute(2, 0, 1) / 255) == pytest.approx(size, rel=0.25)
+    noise = torch.rand(3, 160, 160, generator=torch.Generator().manual_seed(0))
+    assert groups.detail_of(noise) >= 150
+
+
+def test_an_open_mouth_is_open():
+    closed, opened = lm.frame(160, 0.375)[None], lm.frame(160, 0.375)[None].clone()
+    between = (opened[:, 42:48].mean(1) - opened[:, 36:42].mean(1)).norm()
+    opened[:, 66, 1] += 0.3 * between
+    assert groups.mouth_opening(opened).item() == pytest.approx(groups.mouth_opening(closed).item() + 0.3, abs=0.02)

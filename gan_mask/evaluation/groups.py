@@ -1,4 +1,7 @@
-"""Rates by head pose and skin tone: who is behind an average. Both are estimated from the unmasked probe."""
+"""Rates by head pose, skin tone, expression and resolution: what is behind an average.
+
+All are estimated from the unmasked probe.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from gan_mask import likeness
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import rates
 from gan_mask.evaluation.protocol import Probes, batches
@@ -23,6 +28,11 @@ TONE = {
     "intermediate to tan, 10 to 41°": 41.0,
     "light, 41° and more": np.inf,
 }
+MOUTH = {"mouth closed": 0.05, "mouth open": 0.2, "mouth wide open": np.inf}  # of the distance between the eyes
+DETAIL = {"detail of less than 100 px": 100.0, "100 to 119 px": 120.0, "120 px and more": np.inf}
+COLUMNS = {"turn_degrees": TURN, "ita_degrees": TONE, "mouth_opening": MOUTH, "detail_px": DETAIL}
+SIZES = tuple(range(24, 160, 4))  # px that are tried
+LOSS = 0.006  # of [0, 1]: what the picture may lose, root of the mean square
 
 
 def turn_of(landmarks: Tensor) -> Tensor:
@@ -54,13 +64,36 @@ def tone_of(face: Tensor, landmarks: Tensor) -> float:
     return float(np.degrees(np.arctan2(lightness - 50, max(blue_to_yellow, 1e-6))))
 
 
+def mouth_opening(landmarks: Tensor) -> Tensor:
+    """Gap between the lips (B,), of the distance between the eyes, from landmarks (B, 68, 2)."""
+    return likeness.geometry(landmarks)[:, list(likeness.GEOMETRY).index("mouth opening")]
+
+
+def detail_of(face: Tensor) -> float:
+    """The size, px, that a face (3, S, S) in [0, 1] can be shrunk to and enlarged again without a visible loss.
+
+    The smallest of SIZES at which its luminance changes by no more than LOSS, or S: about the size that a small photo
+    had before it was enlarged to the crop's, less where it is blurred.
+    """
+    light = likeness.luminance(face[None])
+    side = face.shape[-1]
+    for size in SIZES:
+        small = F.interpolate(light, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        again = F.interpolate(small, (side, side), mode="bicubic", align_corners=False)
+        if (again - light).square().mean().sqrt() <= LOSS:
+            return float(size)
+    return float(side)
+
+
 def estimates(photos: PreparedSet, probes: Probes) -> dict[str, np.ndarray]:
-    """Columns of probes.csv: absolute yaw and ITA of every probe, degrees, (P,)."""
-    turn, tone = [], []
+    """Columns of probes.csv, (P,): absolute yaw and ITA of every probe, degrees; mouth's opening; detail, px."""
+    values: dict[str, list[float]] = {column: [] for column in COLUMNS}
     for faces, landmarks in batches(photos, probes.index, 64):
-        turn += turn_of(landmarks).abs().tolist()
-        tone += [tone_of(face, points) for face, points in zip(faces, landmarks, strict=True)]
-    return {"turn_degrees": np.array(turn), "ita_degrees": np.array(tone)}
+        values["turn_degrees"] += turn_of(landmarks).abs().tolist()
+        values["ita_degrees"] += [tone_of(face, points) for face, points in zip(faces, landmarks, strict=True)]
+        values["mouth_opening"] += mouth_opening(landmarks).tolist()
+        values["detail_px"] += [detail_of(face) for face in faces]
+    return {column: np.array(value) for column, value in values.items()}
 
 
 def table(
@@ -72,7 +105,7 @@ def table(
 ) -> dict[str, dict[str, object]]:
     """group -> its probes, its identities, and the rates of `rates.table` among them. Empty groups are left out."""
     result: dict[str, dict[str, object]] = {}
-    for column, limits in (("turn_degrees", TURN), ("ita_degrees", TONE)):
+    for column, limits in COLUMNS.items():
         group = np.digitize(estimated[column], list(limits.values())[:-1])
         for i, label in enumerate(limits):
             rows = group == i
