@@ -38,7 +38,7 @@ class Bounds(NamedTuple):
     """The largest change of each; 0 switches it off."""
 
     appearance: float = 2.0  # standard deviations
-    shape: float = 0.05  # of the texture's width
+    shape: float = 0.08  # of the texture's width
     light: float = 0.03  # luminance in [0, 1]
 
     def face(self, raw: Sequence[Tensor]) -> Face:

@@ -30,7 +30,7 @@ class GeneratorConfig:
     noise: int = limited(32, Range(1, 4096))  # length of z
     heads: tuple[str, ...] = ("filter", "residual")  # of HEADS
     appearance_bound: float = limited(2.0, DEVIATIONS)  # standard deviations; see facespace.Face for the three
-    shape_bound: float = limited(0.05, FRACTION)  # of the texture's width
+    shape_bound: float = limited(0.08, FRACTION)  # of the texture's width
     light_bound: float = limited(0.03, FRACTION)  # luminance, in [0, 1] units
     kernel: int = limited(5, KERNEL)  # K of the K x K filter, odd
     residual_bound: float = limited(0.12, FRACTION)  # largest change of a texel by the residual head, in [0, 1] units

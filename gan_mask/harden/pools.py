@@ -80,7 +80,7 @@ def current_checkpoint(c: HardenConfig, number: int) -> Path:
         TrainConfig(
             data=c.data, out=str(run), steps=c.generator_steps, batch_size=12, seed=c.seed, workers=c.workers,
             embedders=c.embedders, detectors=(f"onnx:{Path(c.out) / 'hardened.json'}",), far=c.far,
-            templates=c.templates, discriminator_width=16, kernel=3,
+            templates=c.templates, kernel=3,
             validate_every=c.generator_steps, save_every=100,
         )
     )  # fmt: skip

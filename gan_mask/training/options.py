@@ -51,7 +51,7 @@ class TrainConfig:
     appearance_bound: float = option(
         2.0, "largest change of the appearance, standard deviations among people", within=DEVIATIONS
     )
-    shape_bound: float = option(0.05, "largest displacement, fraction of the texture's width", within=FRACTION)
+    shape_bound: float = option(0.08, "largest displacement, fraction of the texture's width", within=FRACTION)
     light_bound: float = option(0.03, "largest change of the light, luminance in [0, 1]", within=FRACTION)
     kernel: int = option(5, "side of the filter kernels, texels", within=KERNEL)
     residual_bound: float = option(0.12, "largest change of a texel by the residual, of [0, 1]", within=FRACTION)
@@ -65,34 +65,34 @@ class TrainConfig:
         within=Range(0, 1024),
     )
 
-    realism: float = option(0.6, "weight: discriminator's opinion", group="losses", within=WEIGHT)
-    dodging: float = option(5.0, "weight: similarity to the wearer's photos above threshold", within=WEIGHT)
+    realism: float = option(0.1, "weight: discriminator's opinion", group="losses", within=WEIGHT)
+    dodging: float = option(6.0, "weight: similarity to the wearer's photos above threshold", within=WEIGHT)
     undetected: float = option(0.3, "weight: mask logit", within=WEIGHT)
     found: float = option(0.3, "weight: face logit, so that the face stays a face", within=WEIGHT)
     perceptual: float = option(0.0, "weight: LPIPS to the DM result (needs AlexNet's weights)", within=WEIGHT)
-    fidelity: float = option(12.0, "weight: mean squared difference to the template's texture", within=WEIGHT)
+    fidelity: float = option(1.0, "weight: mean squared difference to the template's texture", within=WEIGHT)
     smooth: float = option(0.3, "weight: total variation of what the generator changes", within=WEIGHT)
-    dodging_margin: float = option(0.1, "how far below threshold, in units of 1 - threshold", within=Range(0, 2))
+    dodging_margin: float = option(0.15, "how far below threshold, in units of 1 - threshold", within=Range(0, 2))
     detection_margin: float = option(2.0, "how far beyond the detectors' decision, logits", within=Range(0, 100))
     plausible: float = option(
-        8.0, "weight: how far a lower face is from those of people, squared deviations beyond two", within=WEIGHT
+        1.0, "weight: how far a lower face is from those of people, squared deviations beyond two", within=WEIGHT
     )
-    rough: float = option(1.5, "weight: unevenness of the displacement and the light", within=WEIGHT)
-    r1: float = option(0.1, "weight gamma of the R1 penalty", within=WEIGHT)
+    rough: float = option(0.3, "weight: unevenness of the displacement and the light", within=WEIGHT)
+    r1: float = option(0.005, "weight gamma of the R1 penalty", within=WEIGHT)
     r1_every: int = option(8, "steps between R1 penalties, each counted as many times", within=COUNT)
 
     diversity: float = option(
-        1.0,
+        0.6,
         "strength of the augmentations before surrogates and discriminator; 0: none",
         group="augmentation",
         within=Range(0, 10),
     )
     camera: float = option(
-        0.5, "share of the photos with a camera's faults (albumentations): JPEG, noise, blur, gamma", within=FRACTION
+        0.3, "share of the photos with a camera's faults (albumentations): JPEG, noise, blur, gamma", within=FRACTION
     )
     eot: float = option(0.3, "strength of the jitter at which masks are worn; 0: none", within=Range(0, 10))
 
-    learning_rate: float = option(1e-3, "generator's, AdamW", group="optimisers", within=LEARNING_RATE)
+    learning_rate: float = option(1.5e-3, "generator's, AdamW", group="optimisers", within=LEARNING_RATE)
     discriminator_learning_rate: float = option(3e-4, "discriminator's, AdamW", within=LEARNING_RATE)
     warmup: int = option(50, "steps of linear warm-up", within=Range(0, 2**31 - 1))
     clip: float = option(1.0, "largest gradient norm", within=Range(above=0))
