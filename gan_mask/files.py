@@ -47,19 +47,21 @@ _held: set[Any] = set()
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, file: str = "") -> Iterator[None]:
     """Make `folder` this command's own while it works there; GanMaskError when another command has it.
 
-    The system lets go of the lock when the process ends, in whatever way.
+    file: its name, where a command writes this one file of the folder only. The system lets go of the lock when the
+    process ends, in whatever way.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as lock:
+    with open(folder / (f".{file}{LOCK}" if file else LOCK), "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GanMaskError(
-                f"{folder}: another command is writing there; wait for it, or choose another folder"
+                f"{folder / file}: another command is writing there; wait for it, or choose another "
+                + ("file" if file else "folder")
             ) from None
         except OSError as error:  # some network file systems
             print(f"warning: {folder}: cannot be locked ({error.strerror}); let no other command write there",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gan_mask import augment, losses, pretrained
 from gan_mask.augment import Draws
-from gan_mask.pretrained.protocol import fingerprint
+from gan_mask.pretrained.protocol import fingerprints
 
 
 class Surrogates(NamedTuple):
@@ -21,10 +21,11 @@ class Surrogates(NamedTuple):
     detectors: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def fingerprints(self) -> list[str]:
-        """Of the loaded networks' weights, in order."""
-        networks: Any = (*self.embedders, *self.detectors)
-        return [fingerprint(network.name, network) for network in networks]
+    def fingerprints(self) -> dict[str, str]:
+        """Of the loaded networks, by name."""
+        embedders: Any = self.embedders
+        detectors: Any = self.detectors
+        return fingerprints({e.name: e for e in embedders}, {d.name: d for d in detectors})
 
 
 class Goal(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, UnreadableImage, read_image
+from gan_mask.files import digest
 
 NUMBERED = r"(.+?)(_\d+)?"  # a file name, its number dropped
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN"}  # thumbnails and bins of some systems
@@ -61,6 +62,13 @@ class Source:
             raise GanMaskError(f"{self.path}: no image files in it (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
         persons = people(paths) if identity_regex is None else [matched(path, identity_regex) for path in paths]
         return [Photo(path, unicodedata.normalize("NFC", p)) for path, p in zip(paths, persons, strict=True)]
+
+    def sizes(self, photos: Sequence[Photo]) -> str:
+        """A SHA-256 that changes when a photo is replaced: by its size in bytes, in a zip file by its checksum, too."""
+        if self._zip:
+            entries = (self._entries[photo.path] for photo in photos)
+            return digest(" ".join(f"{entry.file_size}/{entry.CRC}" for entry in entries))
+        return digest(" ".join(str(_size(self.path / photo.path)) for photo in photos))
 
     def read(self, path: str) -> np.ndarray:
         """Decode one photo. Raises UnreadableImage."""
@@ -177,6 +185,14 @@ def _each_file_once(folder: Path) -> Iterator[str]:
             continue
         linked.discard(real)
         yield path
+
+
+def _size(path: Path) -> int:
+    """In bytes; -1 where there is no file, as behind a broken link."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _entry_path(entry: zipfile.ZipInfo) -> str:

@@ -36,13 +36,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gan_mask import cli, values
+from gan_mask import belongs, cli, values
 from gan_mask.cli import Progress
 from gan_mask.data.photo_source import Photo, Source, doubts
 from gan_mask.data.prepared import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, UnreadableImage, align, forget_old_shapes
-from gan_mask.files import locked, read_json, remove_leftovers, replacing, write_json
+from gan_mask.files import read_json, remove_leftovers, replacing, write_json
 from gan_mask.values import FRACTION, SEED, Range, limited
 
 CHUNK = 64  # photos
@@ -228,19 +228,22 @@ def prepare(
     if workers not in WORKERS:
         raise GanMaskError(f"--workers: expected a whole number {WORKERS}, got {workers}")
     source_path, dst = EMBEDDED if str(src) == "synthetic" else Path(src), Path(dst)
-    photos = Source(source_path).photos(settings.identity_regex)
+    source = Source(source_path)
+    photos = source.photos(settings.identity_regex)
     if settings.identity_regex is None and (doubt := doubts(photos)):
         print(cli.printable(doubt), file=sys.stderr)
     listing = "\n".join(photo.path for photo in photos).encode(*UTF8)
-    begun = {
-        "format": FORMAT, "source": source_path.resolve().name, "photos": len(photos),
-        "photos_sha256": hashlib.sha256(listing).hexdigest(), **json.loads(json.dumps(asdict(settings))),
-    }  # fmt: skip
+    begun = belongs.inputs(
+        "prepared set", asdict(settings), format=FORMAT, source=source_path.resolve().name, photos=len(photos),
+        photos_sha256=hashlib.sha256(listing).hexdigest(), contents_sha256=source.sizes(photos),
+    )  # fmt: skip
+    remedy = f"use the same ones or another DST, or delete {dst}"
     with _writing(dst):
-        if _claim(dst, begun):
+        parts = dst / ".parts"
+        if _is_finished(dst, begun, remedy):
+            shutil.rmtree(parts, ignore_errors=True)
             return dict(read_json(dst / "summary.json"))
-        with locked(dst / ".parts"):
-            parts = dst / ".parts"
+        with belongs.claimed(parts / "settings.json", begun, remedy):
             remove_leftovers(dst)
             numbered = {n: photos[n * CHUNK : (n + 1) * CHUNK] for n in range(math.ceil(len(photos) / CHUNK))}
             left = {n: chunk for n, chunk in numbered.items() if not part_path(parts, n).is_file()}
@@ -270,31 +273,16 @@ def _writing(dst: Path) -> Iterator[None]:
         raise GanMaskError(f"{dst}: cannot be written ({reason}); make room or choose another place") from error
 
 
-def _claim(dst: Path, begun: dict[str, Any]) -> bool:
-    """Make dst/.parts for this job; True if dst is finished already. Refuses other people's folders."""
-    parts, meta = dst / ".parts", dst / "meta.json"
-    if meta.is_file():
-        _same(dst, read_json(meta).get("settings"), begun)
-        shutil.rmtree(parts, ignore_errors=True)
+def _is_finished(dst: Path, begun: dict[str, Any], remedy: str) -> bool:
+    """Whether `dst` is the set of these inputs. Refuses those of others, and other people's folders."""
+    if (meta := belongs.read(dst / "meta.json")) is not None:
+        settings = meta.get("settings")
+        belongs.check(dst, settings if isinstance(settings, dict) else {}, begun, remedy)
         return True
-    if (parts / "settings.json").is_file():
-        _same(dst, read_json(parts / "settings.json"), begun)
-        return False
-    if dst.is_dir() and any(entry.name != ".parts" for entry in dst.iterdir()):
+    begins = not (dst / ".parts" / "settings.json").is_file()
+    if begins and dst.is_dir() and {entry.name for entry in dst.iterdir()} - {".parts"}:
         raise GanMaskError(f"{dst}: not empty and not a prepared set; choose a new folder")
-    parts.mkdir(parents=True, exist_ok=True)
-    write_json(parts / "settings.json", begun)
     return False
-
-
-def _same(dst: Path, earlier: Any, now: dict[str, Any]) -> None:
-    earlier = earlier if isinstance(earlier, dict) else {}
-    differing = [f"{k} {earlier.get(k)!r} (now {v!r})" for k, v in now.items() if earlier.get(k) != v]
-    if differing:
-        raise GanMaskError(
-            f"{dst}: was begun with another source or other settings: {'; '.join(differing)}. "
-            "Use the same ones, another DST, or delete this one"
-        )
 
 
 @dataclass

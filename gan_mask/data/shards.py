@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gan_mask import cli, files
+from gan_mask import belongs, cli, files
 from gan_mask.data.prepared import PreparedSet, decode_crop, training_item
 from gan_mask.errors import GanMaskError
 from gan_mask.values import COUNT
@@ -179,12 +179,25 @@ def write(prepared: str | Path, out: str | Path, faces_per_shard: int = 10_000) 
     if faces_per_shard < 1:
         raise GanMaskError(f"--faces-per-shard: expected 1 or more, got {faces_per_shard}")
     sets, out = {split: PreparedSet(prepared, split) for split in SPLITS}, Path(out)
-    meta = {
-        "format": FORMAT, "size": sets["train"].size, "margin": sets["train"].margin,
-        "faces_per_shard": faces_per_shard, "prepared_sha256": files.sha256(Path(prepared) / "meta.json"),
-    }  # fmt: skip
-    known = _claim(out, meta)
-    shards = []
+    meta = belongs.inputs(
+        "shards", {"faces_per_shard": faces_per_shard}, format=FORMAT,
+        size=sets["train"].size, margin=sets["train"].margin,
+        prepared_sha256=files.sha256(Path(prepared) / "meta.json"), index=sets["train"].fingerprint(),
+    )  # fmt: skip
+    if out.is_dir() and not (out / "shards.json").is_file() and {p.name for p in out.iterdir()} - {files.LOCK}:
+        raise GanMaskError(f"{out}: not empty and not a folder of shards; choose a new one")
+    before = belongs.read(out / "shards.json") or {}
+    known = {shard["name"]: shard for shard in before["shards"]} if _complete(before) else {}
+    now, remedy = meta | {"shards": before.get("shards")}, "choose another OUT, or delete it"
+    with belongs.claimed(out / "shards.json", now, remedy, {"shards"}):
+        return _write(out, sets, meta, known)
+
+
+def _write(
+    out: Path, sets: dict[str, PreparedSet], meta: dict[str, Any], known: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """known: the shards that were whole before, by name."""
+    shards, faces_per_shard = [], int(meta["faces_per_shard"])
     with cli.Progress(total=sum(map(len, sets.values())), desc="shards", unit=" faces") as bar:
         for split, photos in sets.items():
             order = np.random.default_rng(0).permutation(len(photos))
@@ -198,24 +211,6 @@ def write(prepared: str | Path, out: str | Path, faces_per_shard: int = 10_000) 
     meta["shards"] = shards
     files.write_json(out / "shards.json", meta)
     return meta
-
-
-def _claim(out: Path, meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Make `out` the folder of these shards; returns what is known of them, by name."""
-    path = out / "shards.json"
-    if path.is_file():
-        before = files.read_json(path)
-        before = before if isinstance(before, dict) else {}
-        differing = [f"{k} {before.get(k)!r} (now {v!r})" for k, v in meta.items() if before.get(k) != v]
-        if differing:
-            raise GanMaskError(f"{out}: holds other shards: {'; '.join(differing)}. Choose another OUT, or delete it")
-        files.remove_leftovers(out)
-        return {shard["name"]: shard for shard in before["shards"]} if _complete(before) else {}
-    if out.is_dir() and any(out.iterdir()):
-        raise GanMaskError(f"{out}: not empty and not a folder of shards; choose a new one")
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {**meta, "shards": None})
-    return {}
 
 
 def _whole(tar: Path, known: dict[str, Any] | None) -> bool:

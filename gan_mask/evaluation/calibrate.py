@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gan_mask import cli, files
+from gan_mask import belongs, cli, files
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import contract, load_embedder, thresholds
@@ -35,7 +35,7 @@ def calibrate(embedder: Embedder, faces: Dataset[dict[str, Any]], source: str, d
         "cosine": cosine,
         "provenance": {
             "embedder": embedder.name,
-            "weights_sha256": embedder.weights_sha256,
+            **belongs.inputs("thresholds", {}, weights_sha256=embedder.weights_sha256),
             "data": source,
             "faces": len(identities),
             "identities": len(identities.unique()),
@@ -90,3 +90,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for far, cosine in result["cosine"].items():
             print(f"FAR {far}: cosine {cosine:.4f}")
         print(f"{result['provenance']['impostor_pairs']:,} impostor pairs; written to {path}")
+        print("no command reads it there by itself" if options.out else "all commands use them from now on")

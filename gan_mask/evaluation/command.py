@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from gan_mask import attacks, cli, evaluation, files, masking, pretrained, templates, weights
-from gan_mask._version import __version__
+from gan_mask import attacks, belongs, cli, evaluation, files, masking, pretrained, templates, weights
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.cli.methods import add_method_options, method_options
 from gan_mask.data import SPLITS, PreparedSet
@@ -27,10 +26,9 @@ from gan_mask.faces import FaceFinder
 from gan_mask.generator import SHIPPED, Generator, load_generator
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained.perceptual import Perceptual
-from gan_mask.pretrained.protocol import fingerprint, weights_digest
+from gan_mask.pretrained.protocol import fingerprints, weights_digest
 from gan_mask.values import COUNT, RATE, SEED, Range
 
-CHOICE = 2  # counts the ways in which probes and samples were ever chosen, so that old folders are not gone on with
 Networks = Sequence[tuple[str, Any]]  # name, network
 DEFAULT_METHODS = ["none", "plain", "dm", "dm-seamless", "generator"]
 
@@ -235,7 +233,7 @@ def _evaluate(args: argparse.Namespace, held: ExitStack) -> dict[str, Any] | Non
         Path(args.out), photos, probes, methods, bank, texture_size, args.harmonise, embedders, detectors,
         spread(probes.identity, args.changed_probes, args.seed), FaceFinder(device), device,
     )  # fmt: skip
-    settings = settings_of(args, shape, [*embedders.items(), *detectors.items()])
+    settings = settings_of(args, shape, photos, fingerprints(embedders, detectors))
     if state.is_main_process:
         held.enter_context(files.locked(experiment.out))
         open_folder(experiment.out, settings, list(attacks.METHODS))
@@ -290,19 +288,19 @@ def _perceptual(device: str) -> tuple[Perceptual | None, str | None]:
 
 
 def settings_of(
-    args: argparse.Namespace, shape: GeneratorConfig, networks: Sequence[tuple[str, Any]]
+    args: argparse.Namespace, shape: GeneratorConfig, photos: PreparedSet, networks: dict[str, str]
 ) -> dict[str, Any]:
     """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
-    free = ("out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device")
+    free = {"out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device"}
+    free.add("data")  # wherever it lies: its faces count
     values = {k: v for k, v in vars(args).items() if k not in free}
-    values |= {"version": __version__, "choice": CHOICE, "index": files.sha256(Path(args.data) / "index.npy")}
+    values |= {"index": photos.fingerprint(), "networks": networks}
     values |= {"softness": shape.softness, "texture": [shape.texture_height, shape.texture_width]}
     values |= {"generator_placement": shape.placement}
     if checkpoint := checkpoint_of(args):
         values["weights"] = [files.sha256(p) for p in sorted(checkpoint.rglob("*.safetensors"))]
-    values["networks"] = [fingerprint(name, network) for name, network in networks]
-    values["photos"] = [files.sha256(name) for name in args.templates if Path(name).is_file()]
-    return values
+    values["photos"] = {name: files.sha256(name) for name in args.templates if Path(name).is_file()}
+    return belongs.inputs("evaluation", values)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from gan_mask import files
+from gan_mask import belongs, files
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation.protocol import batches
@@ -139,14 +139,11 @@ def embed_clean(
     name: str, embedder: Embedder, photos: PreparedSet, index: np.ndarray, cache: Path, device: str
 ) -> np.ndarray:
     """Embeddings (N, D) of the prepared crops themselves, computed once per network, set and choice of faces."""
-    data = files.sha256(photos.path / "index.npy")
-    key = files.digest(f"{fingerprint(name, embedder)} {data} {photos.split} {index.tolist()}")
-    path = cache / f"{files.safe_name(name)}-{key[:16]}.npy"
-    if path.is_file():
-        try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise GanMaskError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+    faces_chosen = f"{photos.fingerprint()} {photos.split} {index.tolist()}"
+    key = belongs.key("clean embeddings", fingerprint(name, embedder), faces_chosen)
+    path = cache / f"{files.safe_name(name)}-{key}.npy"
+    if (kept := belongs.embeddings(path, len(index))) is not None:
+        return kept
     parts = []
     for i, (faces, landmarks) in enumerate(batches(photos, index, CLEAN_BATCH)):
         with contract.naming(contract.sources(photos, index[i * CLEAN_BATCH : (i + 1) * CLEAN_BATCH])):

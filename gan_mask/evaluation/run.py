@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import attacks, files, templates
+from gan_mask import attacks, belongs, files, templates
 from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
@@ -73,17 +72,18 @@ def open_folder(out: Path, settings: Mapping[str, Any], methods: Sequence[str]) 
 
     With another checkpoint only the generator's faces are made anew. methods: all that there are.
     """
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "cache" / "settings.json"
-    text = json.loads(json.dumps(settings))
-    before = files.read_json(path) if path.is_file() else {}
-    if before != text:
-        changed = {key for key in before.keys() | text.keys() if before.get(key) != text.get(key)}
-        for method in ["generator"] if changed <= {"checkpoint", "weights", "generator_placement"} else methods:
+    before = belongs.read(path)
+    if changed := belongs.differences(before or {}, settings):
+        anew = ["generator"] if changed.keys() <= {"checkpoint", "weights", "generator_placement"} else methods
+        if before is not None:
+            what = "the generator's faces are" if anew == ["generator"] else "everything is"
+            print(f"{out}: {what} made anew, because of {'; '.join(changed.values())}")
+        for method in anew:
             for folder in (out / "cache" / method, out / "faces" / method):
                 shutil.rmtree(folder, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, settings)
     files.remove_leftovers(out)
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan_mask import attacks, cli, files, masking, pretrained, templates, values
+from gan_mask import attacks, belongs, cli, files, masking, pretrained, templates, values
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.landmarks import FRAMING, frame
-from gan_mask.pretrained.protocol import Detector, Embedder
+from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.values import COUNT, FRACTION, RATE, SEED, option
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "faced_mask_alarm.json"
@@ -119,12 +119,17 @@ def threshold(bare: np.ndarray, false_alarms: float) -> float:
 
 
 def load(path: str | Path = SHIPPED) -> Alarm:
-    """An alarm written by this module's command. Raises GanMaskError when the file is absent or damaged."""
+    """An alarm written by this module's command.
+
+    Raises GanMaskError when the file is absent or damaged, or a network has other weights than it was fitted to.
+    """
     kept = files.read_json(path)
     try:
-        features = Features(
-            pretrained.load_detector(kept["detector"]), [pretrained.load_embedder(e) for e in kept["embedders"]]
-        )
+        detector = pretrained.load_detector(kept["detector"])
+        embedders = {name: pretrained.load_embedder(name) for name in kept["embedders"]}
+        now = belongs.inputs("alarm", {}, networks=fingerprints(embedders, {kept["detector"]: detector}))
+        belongs.check(Path(path), kept, now, "fit it again with python -m gan_mask.alarm")
+        features = Features(detector, list(embedders.values()))
         weights = np.array([float(kept["weights"][name]) for name in features.names])
         return Alarm(features, weights, float(kept["intercept"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -163,15 +168,22 @@ class AlarmConfig:
 
 def calibrate(c: AlarmConfig) -> Alarm:
     """Fit, set the threshold, write --out."""
+    values.check(c)
+    with files.locked(Path(c.out).parent, Path(c.out).name):
+        return _calibrate(c)
+
+
+def _calibrate(c: AlarmConfig) -> Alarm:
     from gan_mask.generator import load_generator
     from gan_mask.harden.pools import faced_masks
 
-    values.check(c)
     if wrong := [m for m in c.against if m not in ("generator", "dm")] or ([] if c.against else ["nothing"]):
         raise GanMaskError(f"--against {wrong[0]}: the alarm learns from generator and dm")
     if "generator" in c.against and not c.checkpoint:
         raise GanMaskError("--against generator needs --checkpoint, a generator's folder")
-    features = Features(pretrained.load_detector(c.detector), [pretrained.load_embedder(e) for e in c.embedders])
+    detector = pretrained.load_detector(c.detector)
+    embedders = {name: pretrained.load_embedder(name) for name in c.embedders}
+    features = Features(detector, list(embedders.values()))
     train, val = PreparedSet(c.data, "train"), PreparedSet(c.data, "val")
     rng = np.random.default_rng(c.seed)
     generator = load_generator(c.checkpoint) if "generator" in c.against else None
@@ -199,11 +211,11 @@ def calibrate(c: AlarmConfig) -> Alarm:
         "against": list(c.against), "fitted to": {"faced": len(positive), "unmasked": len(negative)},
         "calibrated on": len(calibration), "false alarms there": float((alarm.score(calibration) > 0).mean()),
     }  # fmt: skip
-    files.write_json(c.out, {
-        "detector": c.detector, "embedders": list(c.embedders),
-        "weights": dict(zip(features.names, weights.tolist(), strict=True)), "intercept": alarm.intercept,
-        "provenance": provenance,
-    })  # fmt: skip
+    files.write_json(c.out, belongs.inputs(
+        "alarm", {"detector": c.detector, "embedders": c.embedders},
+        weights=dict(zip(features.names, weights.tolist(), strict=True)), intercept=alarm.intercept,
+        networks=fingerprints(embedders, {c.detector: detector}), provenance=provenance,
+    ))  # fmt: skip
     return alarm
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gan_mask import cli, harden, pretrained
+from gan_mask import attacks, cli, harden, pretrained
 from gan_mask.data import PreparedSet
 from gan_mask.harden import pictures
 from gan_mask.harden.export import export
@@ -17,7 +17,7 @@ from gan_mask.harden.fit import Examples, calibrate, fit
 from gan_mask.harden.options import HardenConfig, check, claimed
 from gan_mask.harden.pools import make_pool
 from gan_mask.pretrained.classifier import EitherNet, MaskClassifier
-from gan_mask.pretrained.protocol import Detector
+from gan_mask.pretrained.protocol import Detector, fingerprints
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +31,9 @@ def run(c: HardenConfig) -> Path:
     photos = PreparedSet(c.data, "train")
     detector = pretrained.load_detector(c.detector)
     pack = pictures.real_masks(c.real_masks)["train"] if c.real_masks else None
-    with claimed(c):
+    optimised = any(method in attacks.OPTIMISED for method in c.against)
+    embedders = {name: pretrained.load_embedder(name) for name in c.embedders if optimised}
+    with claimed(c, fingerprints(embedders, {c.detector: detector})):
         return rounds(c, photos, detector, pack)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gan_mask import attacks, files, values
+from gan_mask import attacks, belongs, files, values
 from gan_mask.errors import GanMaskError
 from gan_mask.values import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WORKERS, Range, option
 
@@ -61,29 +61,19 @@ def check(c: HardenConfig) -> None:
         raise GanMaskError("--steps: expected one number or more")
 
 
-@contextmanager
-def claimed(c: Any, name: str = "harden.json") -> Iterator[None]:
-    """--out belongs to this process, and to one set of options and inputs, kept in OUT/name.
+RESUMABLE = {"out", "workers", "save_every"}  # what may change when the same command goes on
 
-    `workers` and `save_every` may change. GanMaskError when it was begun with others, or another process has it.
+
+def claimed(
+    c: Any, networks: Mapping[str, str], kind: str = "hardening", name: str = "harden.json"
+) -> AbstractContextManager[None]:
+    """--out belongs to this process, and to one set of options and inputs, kept in OUT/name; see belongs.claimed.
+
+    networks: fingerprints of those that the options name.
     """
-    out = Path(c.out)
-    settings = {k: v for k, v in values.to_dict(c).items() if k not in ("out", "workers", "save_every")}
-    settings["inputs"] = inputs_of(c)
-    path = out / name
-    if path.is_file():
-        before = files.read_json(path)
-        changed = [k for k, v in settings.items() if before.get(k) != v]
-        if "inputs" in changed:
-            known = before.get("inputs", {})
-            changed.remove("inputs")
-            changed += [f"content of {k}" for k, v in settings["inputs"].items() if known.get(k) != v]
-        if changed:
-            raise GanMaskError(f"{out} was begun with other options ({', '.join(changed)}); use another --out")
-    with files.locked(out):
-        files.remove_leftovers(out)
-        files.write_json(path, settings)
-        yield
+    now = belongs.inputs(kind, values.to_dict(c), inputs=inputs_of(c), networks=networks)
+    defaults = values.to_dict(type(c)())
+    return belongs.claimed(Path(c.out) / name, now, "use another --out", RESUMABLE, lambda before: defaults | before)
 
 
 def inputs_of(c: Any) -> dict[str, str]:

@@ -32,7 +32,7 @@ from gan_mask.harden import pictures
 from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
 from gan_mask.harden.pools import faced_masks
-from gan_mask.pretrained.protocol import Detector
+from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.pretrained.thresholds import far_thresholds
 from gan_mask.values import COUNT, SEED, Range, check, option, to_dict
 
@@ -199,15 +199,18 @@ def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, oth
 def measure(c: TableConfig) -> dict[str, Any]:
     check(c)
     photos = PreparedSet(c.data, "test")
-    with claimed(c, "settings.json"):
-        return _measure(c, photos)
+    detectors = {"before": pretrained.load_detector(c.before), "after": pretrained.load_detector(c.after)}
+    embedders = {name: pretrained.load_embedder(name) for name in c.embedders}
+    networks = fingerprints(embedders, {c.before: detectors["before"], c.after: detectors["after"]})
+    with claimed(c, networks, "hardening table", "settings.json"):
+        return _measure(c, photos, detectors, embedders)
 
 
-def _measure(c: TableConfig, photos: PreparedSet) -> dict[str, Any]:
+def _measure(
+    c: TableConfig, photos: PreparedSet, detectors: dict[str, Detector], whole: dict[str, Embedder]
+) -> dict[str, Any]:
     out = Path(c.out)
     probes = choose_probes(photos, c.probes, c.seed)
-    detectors = {"before": pretrained.load_detector(c.before), "after": pretrained.load_detector(c.after)}
-    whole = {name: pretrained.load_embedder(name) for name in c.embedders}
     recognisers: dict[str, Any] = {**whole, **{f"upper {n}": alarms.UpperFace(e) for n, e in whole.items()}}
     alarm = alarms.load(c.alarm or alarms.SHIPPED)
     rows = rows_of(c, photos, probes, detectors["before"], detectors["after"], alarm)

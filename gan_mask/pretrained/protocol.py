@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_mask.errors import GanMaskError
+from gan_mask.pretrained.thresholds import Thresholds
 
 
 class Frozen(nn.Module):
@@ -31,7 +33,7 @@ class Frozen(nn.Module):
 class Embedder(Frozen):
     """embedder(faces [B,3,H,W] in [0,1], landmarks [B,68,2] pixels) -> embeddings [B,D] of unit length, float32."""
 
-    thresholds: dict[str, float]  # FAR as text, such as "0.001" -> cosine similarity
+    thresholds: Mapping[str, float]  # FAR as text, such as "0.001" -> cosine similarity
     weights_sha256: str
 
     def forward(self, faces: Tensor, landmarks: Tensor) -> Tensor:
@@ -48,6 +50,8 @@ class Embedder(Frozen):
         """Cosine similarity from which on two faces count as one person at false-accept rate `far` (0.01 or 0.001)."""
         for key, value in self.thresholds.items():
             if float(key) == far:
+                if isinstance(self.thresholds, Thresholds):
+                    self.thresholds.check(self.name, self.weights_sha256)
                 return value
         known = ", ".join(self.thresholds) or "none"
         raise GanMaskError(
@@ -88,6 +92,12 @@ def weights_digest(network: Any) -> str:
     if not tensors:
         digest.update(network.name.encode())
     return digest.hexdigest()
+
+
+def fingerprints(embedders: Mapping[str, nn.Module], detectors: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Of loaded networks by their names, as the inputs of results (gan_mask.belongs) call them."""
+    kinds = {"recogniser": embedders, "detector": detectors}
+    return {f"{kind} {n}": fingerprint(n, network) for kind, some in kinds.items() for n, network in some.items()}
 
 
 def fingerprint(name: str, network: nn.Module) -> str:

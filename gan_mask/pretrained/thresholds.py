@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gan_mask import files
+from gan_mask import belongs, files
 from gan_mask.errors import GanMaskError
 
 FARS = (0.01, 0.001)
@@ -19,16 +20,33 @@ BINS_PER_UNIT = 100_000  # cosine similarities are counted in steps of 1e-5
 BLOCK = 1024
 
 
-def shipped(name: str) -> dict[str, float]:
-    """FAR as text -> cosine, from the user's own calibration or else from the package; {} when there is neither."""
+class Thresholds(dict[str, float]):
+    """FAR as text -> cosine, and which weights they belong to: `where` they stand, with their `provenance`."""
+
+    def __init__(self, found: Mapping[str, float] = {}, where: str = "", provenance: Mapping[str, Any] = {}) -> None:
+        super().__init__(found)
+        self.where, self.provenance = where, provenance
+
+    def check(self, name: str, weights_sha256: str) -> None:
+        """GanMaskError where they were measured on other weights than those of the network `name`."""
+        now = belongs.inputs("thresholds", {}, weights_sha256=weights_sha256)
+        if changed := belongs.differences(self.provenance, now):
+            raise GanMaskError(
+                f"{self.where}: these thresholds do not belong to {name} as it is now ({'; '.join(changed.values())}). "
+                f"Calibrate it again: python -m gan_mask.calibrate --embedder {name} --data PREPARED"
+            )
+
+
+def shipped(name: str) -> Thresholds:
+    """From the user's own calibration or else from the package; empty when there is neither."""
     for folder in (CALIBRATED, SHIPPED):
         path = folder / f"{name}.json"
         if path.is_file():
             return checked(files.read_json(path), str(path))
-    return {}
+    return Thresholds()
 
 
-def checked(value: Any, where: str) -> dict[str, float]:
+def checked(value: Any, where: str) -> Thresholds:
     """The thresholds of {"cosine": {"0.01": ..., ...}, "provenance": {...}}; GanMaskError if it is not that."""
     try:
         found = {str(float(far)): float(cosine) for far, cosine in value["cosine"].items()}
@@ -36,7 +54,8 @@ def checked(value: Any, where: str) -> dict[str, float]:
         found = {"": 0.0}
     if not all(far and 0 < float(far) < 1 and -1 <= cosine <= 1 for far, cosine in found.items()):
         raise GanMaskError(f'{where}: thresholds must look like {{"cosine": {{"0.01": 0.27, "0.001": 0.39}}}}')
-    return found
+    provenance = value.get("provenance")
+    return Thresholds(found, where, provenance if isinstance(provenance, dict) else {})
 
 
 def far_thresholds(

@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gan_mask import attacks, cli, files, masking, sampling
-from gan_mask._version import __version__
+from gan_mask import attacks, belongs, cli, files, masking, sampling
 from gan_mask.cli.methods import add_method_options
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage, forget_old_shapes
-from gan_mask.pretrained.protocol import fingerprint
+from gan_mask.pretrained.protocol import fingerprints
 from gan_mask.sampling.batch import process
 from gan_mask.sampling.folder import (
     GALLERY,
@@ -101,14 +100,14 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
     """What the outputs depend on; the same settings go on with what is in OUT."""
     values = {k: v for k, v in vars(args).items() if k not in ("out", "device", "batch_size", "show")}
-    values |= {"faces": str(Path(args.faces).resolve()), "version": __version__}
+    values |= {"faces": str(Path(args.faces).resolve())}
     if args.method == "generator":
         folder = checkpoint_of(args)
         values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
-    values["networks"] = [fingerprint(n, net) for n, net in (*sampler.embedders.items(), *sampler.detectors.items())]
+    values["networks"] = fingerprints(sampler.embedders, sampler.detectors)
     if Path(sampler.template).is_file():
         values["template_file"] = files.sha256(sampler.template)
-    return values
+    return belongs.inputs("masked photos", values)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from gan_mask import files
+from gan_mask import belongs, files
 from gan_mask.data.photo_source import walk
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage
@@ -125,7 +125,11 @@ class Journal:
         self.path, self.folder, self.source = folder / JOURNAL, folder, source
         self.entries: dict[str, dict[str, Any]] = {}
         lines = self._read()
-        if lines and lines[0] == settings:
+        before = lines[0] if lines and isinstance(lines[0], dict) else {}
+        if changed := belongs.differences(before, settings):
+            if len(lines) > 1:
+                print(f"{folder}: all photos are masked anew, because of {'; '.join(changed.values())}")
+        else:
             self.entries = {line["photo"]: line for line in lines[1:]}
         with files.replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as f:
             f.writelines(json.dumps(line) + "\n" for line in (settings, *self.entries.values()))

@@ -24,13 +24,13 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gan_mask import cli, files, templates, values
+from gan_mask import belongs, cli, files, templates, values
 from gan_mask.attacks.surrogates import Surrogates, load_surrogates
 from gan_mask.data import PreparedSet
 from gan_mask.data.shards import ShardSet, open_faces
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator, load_generator
-from gan_mask.networks import OWN, PIXEL_HEADS
+from gan_mask.networks import OWN
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.training.camera import Photographed
@@ -45,13 +45,12 @@ from gan_mask.training.health import (
 )
 from gan_mask.training.log import Log
 from gan_mask.training.options import (
-    BATCH,
-    EARLIER,
     GENERATOR_NOISE,
     RESUMABLE,
     TrainConfig,
     check,
     default_template,
+    of_today,
     trained_against,
 )
 from gan_mask.training.schedule import Schedule
@@ -224,29 +223,14 @@ def launched(c: TrainConfig) -> tuple[TrainConfig, Accelerator]:
 def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accelerator, held: ExitStack) -> None:
     """Make the run folder, or make sure that it holds the same run, and that no other process writes there."""
     if accelerator.is_main_process:
-        path, now = out / "train.json", values.to_dict(c)
-        now["processes"] = accelerator.num_processes
-        now["networks"] = surrogates.fingerprints()
-        if path.is_file():
-            # An option that is newer than the run had its default, and what was not kept then is not known.
-            before = now | values.to_dict(TrainConfig()) | EARLIER | files.read_json(path)
-            if isinstance(before["heads"], str):  # one word, before heads became a list
-                before["heads"] = list(PIXEL_HEADS) if before["heads"] == "both" else [before["heads"]]
-            changed = [k for k in now if k not in RESUMABLE and before[k] != now[k]]
-            if math.prod(before[k] for k in BATCH) == math.prod(now[k] for k in BATCH):
-                changed = [k for k in changed if k not in BATCH]
-            if changed:
-                differences = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed if k != "networks")
-                if "networks" in changed:
-                    differences = ", ".join([differences] * bool(differences) + ["changed weights of the networks"])
-                raise GanMaskError(
-                    f"{out} holds a run with other options ({differences}); "
-                    "give another --out, or the same options to resume"
-                )
+        now = belongs.inputs(
+            "training", values.to_dict(c), processes=accelerator.num_processes, networks=surrogates.fingerprints(),
+            faces_per_step=accelerator.num_processes * c.batch_size * c.accumulate,
+            photos={name: files.sha256(name) for name in c.templates if Path(name).is_file()},
+        )  # fmt: skip
+        remedy, older = "give another --out, or the same to resume", partial(of_today, accelerator.num_processes)
         try:
-            held.enter_context(files.locked(out))
-            files.remove_leftovers(out)
-            files.write_json(path, now)
+            held.enter_context(belongs.claimed(out / "train.json", now, remedy, RESUMABLE, older))
         except OSError as error:
             raise GanMaskError(f"--out {out}: cannot write there ({error.strerror})") from error
     accelerator.wait_for_everyone()
@@ -272,9 +256,10 @@ def clean_embeddings(
 ) -> Tensor:
     """Embeddings (N, D) of the unmasked train split, computed once per run, by all processes, and kept beside it."""
     # Of these weights and these faces: --data may change, to a set's shards or to more people.
-    key = files.digest(f"{fingerprint(embedder.name, embedder)} {photos.fingerprint()} {photos.split}")
-    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{key[:16]}.npy"
-    absent = torch.tensor(int(not (path.is_file() and readable(path, len(photos)))), device=accelerator.device)
+    weights = fingerprint(embedder.name, embedder)
+    key = belongs.key("clean embeddings", weights, photos.fingerprint(), str(photos.split))
+    path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{key}.npy"
+    absent = torch.tensor(int(belongs.embeddings(path, len(photos)) is None), device=accelerator.device)
     if accelerator.reduce(absent, "sum").item():  # one answer for all processes, before any of them writes
         shares = min(accelerator.num_processes, len(photos))
         parts = [path.with_name(f"{path.stem}.part-{k}-of-{shares}") for k in range(shares)]
@@ -289,8 +274,10 @@ def clean_embeddings(
     if accelerator.is_main_process:  # also those of a run that was killed before, on other numbers of processes
         for part in path.parent.glob(f"{glob.escape(path.stem)}.part-*"):
             part.unlink()
-    # Mapped: all processes of a machine share the pages. "c": torch wants memory that it may write to.
-    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    kept = belongs.embeddings(path, len(photos))
+    if kept is None:
+        raise GanMaskError(f"{path}: cannot be read; look at the disk, and run the same command again")
+    return torch.from_numpy(kept)
 
 
 @torch.no_grad()
@@ -315,14 +302,6 @@ def join(parts: Sequence[Path], path: Path) -> None:
         whole = np.lib.format.open_memmap(temporary, "w+", arrays[0].dtype, (rows, width))
         np.concatenate(arrays, out=whole)
         whole.flush()
-
-
-def readable(path: Path, rows: int) -> bool:
-    try:
-        return len(np.load(path, mmap_mode="r", allow_pickle=False)) == rows
-    except (ValueError, EOFError, OSError) as error:
-        print(f"warning: {path}: damaged ({error}); it is computed again", file=sys.stderr)
-        return False
 
 
 def play_in_memory(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,17 @@ from gan_mask import files, templates, values
 from gan_mask.attacks.surrogates import Goal
 from gan_mask.errors import GanMaskError
 from gan_mask.masking import PlacementName
-from gan_mask.networks import DEVIATIONS, FACE_HEADS, HEADS, KERNEL, OWN, SOFTNESS, WIDTHS, generator_config
+from gan_mask.networks import (
+    DEVIATIONS,
+    FACE_HEADS,
+    HEADS,
+    KERNEL,
+    OWN,
+    PIXEL_HEADS,
+    SOFTNESS,
+    WIDTHS,
+    generator_config,
+)
 from gan_mask.values import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WEIGHT, WORKERS, Range, option
 
 GENERATOR_NOISE = 32  # length of z
@@ -111,9 +122,11 @@ class TrainConfig:
         return Goal(self.dodging_margin, self.detection_margin)
 
 
-# Options that may change when a run is resumed; with any other change the result would not be that of one run.
-RESUMABLE = {"out", "data", "steps", "workers", "log_every", "validate_every", "validation_faces", "save_every", "keep"}
-BATCH = ("batch_size", "accumulate", "processes")  # free to change, too, while their product stays: the faces of a step
+# What may change when a run is resumed; with any other change the result would not be that of one run.
+BATCH = ("batch_size", "accumulate", "processes")  # while their product stays, faces_per_step
+RESUMABLE = {
+    "out", "data", "steps", "workers", "log_every", "validate_every", "validation_faces", "save_every", "keep", *BATCH,
+}  # fmt: skip
 
 
 def check(c: TrainConfig) -> None:
@@ -130,6 +143,17 @@ def check(c: TrainConfig) -> None:
 
 # What options that are newer than a run stood at before there were any.
 EARLIER: dict[str, Any] = {"placement": "paper", "plausible": 0.0, "rough": 0.0, "camera": 0.0}
+
+
+def of_today(processes: int, before: dict[str, Any]) -> dict[str, Any]:
+    """What a run was begun with, as a run is told today.
+
+    processes: of today, where those of then were not kept.
+    """
+    told = values.to_dict(TrainConfig()) | EARLIER | {"processes": processes} | before
+    if isinstance(told["heads"], str):  # one word, before heads became a list
+        told["heads"] = list(PIXEL_HEADS) if told["heads"] == "both" else [told["heads"]]
+    return told | {"faces_per_step": math.prod(told[key] for key in BATCH)}
 
 
 def default_template(c: TrainConfig) -> str:
