@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import status
-from fakes import FakeEmbedder
+from conftest import embedded_photo, status
+from fakes import FakeDetector, FakeEmbedder
 
-from gan_mask import evaluation, files, harden, pretrained, sampling, training
+from gan_mask import belongs, evaluation, files, harden, pretrained, sampling, training
+from gan_mask.data import shards
 from gan_mask.data.prepare import main as prepare
 from gan_mask.errors import GanMaskError
+from gan_mask.harden import alarm
 from gan_mask.harden.options import HardenConfig, claimed
 from gan_mask.pretrained import thresholds
+from gan_mask.pretrained.protocol import Embedder, fingerprints
 
 TINY = (
     "--embedders fake --detectors fake --widths 8 16 --discriminator_width 8 --batch_size 4 --workers 0 --warmup 1 "
@@ -29,8 +32,6 @@ TINY = (
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    from conftest import embedded_photo
-
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.webp").write_bytes(embedded_photo("id_0001/view_1"))
@@ -110,7 +111,7 @@ def test_clean_embeddings_are_those_of_these_weights_and_these_people(fakes, pre
     assert not np.array_equal(np.load(first), np.load(second))
     monkeypatch.setitem(pretrained.EMBEDDERS, "fake", lambda name: OtherEmbedder())
     assert status(training.main, [*argv[:-1], "3"]) == 2
-    assert "changed weights of the networks" in capsys.readouterr().err
+    assert "other weights of recogniser fake" in capsys.readouterr().err
 
 
 def test_the_faces_of_a_step_stay_the_same_whatever_makes_them(fakes, prepared, tmp_path, capsys):
@@ -121,9 +122,10 @@ def test_the_faces_of_a_step_stay_the_same_whatever_makes_them(fakes, prepared, 
     assert options["processes"] == 1
     path.write_text(json.dumps({**options, "processes": 2}))  # as if two processes had begun it
     assert status(training.main, [*argv[:-1], "2"]) == 2
-    assert "processes 2 -> 1" in capsys.readouterr().err
+    assert "faces_per_step 8 -> 4" in capsys.readouterr().err
     assert status(training.main, [*argv[:-1], "2", "--accumulate", "2"]) == 0  # 4 x 2 processes = 4 x 2 x 1
-    old = {k: v for k, v in options.items() if k not in ("processes", "networks")}
+    new = ("processes", "networks", "faces_per_step", "photos", "code")
+    old = {k: v for k, v in options.items() if k not in new}
     path.write_text(json.dumps({**old, "accumulate": 2}))  # of a run from before it was kept
     assert status(training.main, [*argv[:-1], "3", "--accumulate", "2"]) == 0
 
@@ -134,15 +136,19 @@ def test_a_hardening_belongs_to_the_content_of_what_its_options_name(prepared, t
     (data / "index.npy").write_bytes(b"one")
     (tmp_path / "face.jpg").write_bytes(b"one")
     c = HardenConfig(data=str(data), out=str(tmp_path / "out"), templates=(str(tmp_path / "face.jpg"),))
+    networks = {"detector classifier": "a" * 64}
     for _ in range(2):
-        with claimed(c):
+        with claimed(c, networks):
             pass
     for changed in (data / "index.npy", tmp_path / "face.jpg"):
         changed.write_bytes(b"two")
         name = changed.parent if changed.name == "index.npy" else changed
-        with pytest.raises(GanMaskError, match=f"content of {name}"), claimed(c):
+        with pytest.raises(GanMaskError, match=f"content of {name}"), claimed(c, networks):
             pass
         changed.write_bytes(b"one")
+    others = {"detector classifier": "b" * 64}  # as of a sidecar that names no checksum
+    with pytest.raises(GanMaskError, match="other weights of detector classifier"), claimed(c, others):
+        pass
 
 
 def test_a_calibration_of_a_shipped_network_is_used(tmp_path, monkeypatch):
@@ -150,3 +156,100 @@ def test_a_calibration_of_a_shipped_network_is_used(tmp_path, monkeypatch):
     assert set(thresholds.shipped("dlib")) == {"0.01", "0.001"}
     (tmp_path / "dlib.json").write_text(json.dumps({"cosine": {"0.001": 0.99}}))
     assert thresholds.shipped("dlib") == {"0.001": 0.99}
+
+
+def test_thresholds_belong_to_the_weights_that_they_were_measured_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(thresholds, "CALIBRATED", tmp_path)
+    calibration = {"cosine": {"0.001": 0.5}, "provenance": {"weights_sha256": "a" * 64}}
+    (tmp_path / "mine.json").write_text(json.dumps(calibration))
+
+    class Mine(Embedder):
+        name = "mine"
+
+        def __init__(self, weights: str) -> None:
+            super().__init__()
+            self.weights_sha256, self.thresholds = weights, thresholds.shipped(self.name)
+
+    assert Mine("a" * 64).threshold(1e-3) == 0.5
+    with pytest.raises(GanMaskError, match=r"mine\.json.*weights of the network.*calibrate --embedder mine"):
+        Mine("b" * 64).threshold(1e-3)
+    monkeypatch.setitem(belongs.CODE, "thresholds", 2)
+    with pytest.raises(GanMaskError, match="another version of the code, 1 -> 2"):
+        Mine("a" * 64).threshold(1e-3)
+
+
+def test_an_alarm_belongs_to_the_weights_that_it_was_fitted_to(tmp_path, fakes, monkeypatch):
+    loaded = fingerprints({"fake": FakeEmbedder()}, {"fake": FakeDetector()})
+    weights = {f"{part} fake": 1.0 for part in ("logit", "upper-whole", "lower-whole", "upper-lower")}
+    kept = {"detector": "fake", "embedders": ["fake"], "weights": weights, "intercept": 0.0, "networks": loaded}
+    path = tmp_path / "alarm.json"
+    path.write_text(json.dumps(kept))
+    alarm.load(path)
+    monkeypatch.setitem(pretrained.EMBEDDERS, "fake", lambda name: OtherEmbedder())
+    with pytest.raises(GanMaskError, match=r"alarm\.json.*other weights of recogniser fake.*gan_mask\.alarm"):
+        alarm.load(path)
+    path.write_text(json.dumps({k: v for k, v in kept.items() if k != "networks"}))  # from before they were kept
+    alarm.load(path)
+
+
+def test_what_differs_is_named_and_what_was_not_kept_then_is_not_held_against_a_folder():
+    networks = {"detector x": "a" * 64, "detector y": "b" * 64}
+    now = belongs.inputs("shards", {"seed": 0, "names": ("a", "b")}, index="a" * 64, networks=networks)
+    assert belongs.differences(now, now) == {}
+    assert belongs.differences({"seed": 0, "names": ["a", "b"]}, now) == {}  # from before SHA-256 and code were kept
+    assert belongs.differences({**now, "networks": ["a" * 64, "b" * 64]}, now) == {}  # from before they had names
+    other = {"seed": 1, "names": ["a"], "index": "b" * 64, "networks": ["a" * 64, "c" * 64], "code": 0}
+    assert belongs.differences(other, now, free={"names"}) == {
+        "seed": "seed 1 -> 0",
+        "index": "other faces of --data",
+        "networks": "other weights of detector y",
+        "code": "another version of the code, 0 -> 1",
+    }
+    assert belongs.differences({}, now).keys() == {"seed", "names"}  # an option that nobody knows is another
+
+
+@pytest.mark.parametrize("values", [np.full((3, 4), np.nan, np.float32), np.ones((2, 4), np.float32)])
+def test_kept_embeddings_that_are_not_finite_or_of_other_faces_are_not_used(tmp_path, capsys, values):
+    path = tmp_path / "clean.npy"
+    assert belongs.embeddings(path, 3) is None and not capsys.readouterr().err
+    np.save(path, values)
+    assert belongs.embeddings(path, 3) is None
+    assert f"{path}: damaged" in capsys.readouterr().err
+    np.save(path, np.ones((3, 4), np.float32))
+    kept = belongs.embeddings(path, 3)
+    assert kept is not None and kept.shape == (3, 4)
+
+
+@pytest.mark.parametrize("command", [shards.main, alarm.main])
+def test_shards_and_alarm_refuse_what_another_command_writes(command, prepared, fakes, tmp_path, capsys):
+    out, is_file = tmp_path / "out", command is alarm.main
+    options = ["--data", str(prepared), "--out", str(out), "--against", "dm"] if is_file else [str(prepared), str(out)]
+    with files.locked(tmp_path, "out") if is_file else files.locked(out):
+        assert status(command, options) == 2
+    assert f"{out}: another command is writing there" in capsys.readouterr().err
+    assert not out.is_file() and not (out / "shards.json").exists()
+
+
+def test_a_prepared_set_belongs_to_the_photos_that_it_was_made_from(photos, tmp_path, capsys):
+    argv = [str(photos), str(tmp_path / "out"), "--workers", "1"]
+    assert status(prepare, argv) == 0 and status(prepare, argv) == 0
+    path = tmp_path / "out" / "meta.json"
+    meta = json.loads(path.read_text())
+    (photos / "a.webp").write_bytes(embedded_photo("id_0002/view_1"))  # under the same name
+    assert status(prepare, argv) == 2
+    assert "other sizes of the photos" in capsys.readouterr().err
+    del meta["settings"]["contents_sha256"], meta["settings"]["code"]
+    path.write_text(json.dumps(meta))  # of a set from before they were kept
+    assert status(prepare, argv) == 0
+
+
+def test_what_other_code_made_is_made_anew_and_said(photos, fakes, tmp_path, monkeypatch, capsys):
+    argv = ["--faces", str(photos), "--out", str(tmp_path / "out"), "--method", "dm", "--embedders", "fake"]
+    argv += ["--detectors", "fake"]
+    for _ in range(2):
+        assert status(sampling.main, argv) == 0
+    assert "1 of 1 photos were done before" in capsys.readouterr().out
+    monkeypatch.setitem(belongs.CODE, "masked photos", 2)
+    assert status(sampling.main, argv) == 0
+    said = capsys.readouterr().out
+    assert "masked anew, because of another version of the code, 1 -> 2" in said and "done before" not in said

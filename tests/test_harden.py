@@ -120,7 +120,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
 
 def test_other_options_need_another_folder(prepared: Path, hardened: Path) -> None:
-    with pytest.raises(GanMaskError, match="other options .steps.*another --out"):
+    with pytest.raises(GanMaskError, match="other inputs .steps.*another --out"):
         run(replace(options(prepared, hardened), steps=(31,)))
 
 

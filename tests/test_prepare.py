@@ -380,7 +380,7 @@ def test_finished_set_is_left_alone(people: Path, finished: Path, capsys: pytest
     assert status(main, [str(people), str(finished), "--size", "96"]) == 0
     assert "9 faces of 4 people" in capsys.readouterr().out
     assert status(main, [str(people), str(finished), "--size", "128"]) == 2
-    assert "size 96 (now 128)" in capsys.readouterr().err
+    assert "size 96 -> 128" in capsys.readouterr().err
     assert content(finished) == before
 
 

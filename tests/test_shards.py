@@ -157,7 +157,7 @@ def test_other_settings_and_other_folders_are_refused(
     prepared: Path, sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, complaint in (
-        ((prepared, sharded, "--faces-per-shard", "11"), "faces_per_shard 10 (now 11)"),
+        ((prepared, sharded, "--faces-per-shard", "11"), "faces_per_shard 10 -> 11"),
         ((prepared, sharded, "--faces-per-shard", "0"), "expected a whole number from 1 to"),
         ((prepared, prepared), "not empty and not a folder of shards"),
         ((tmp_path / "nothing", tmp_path / "new"), "no such folder"),
