@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from gan_mask import belongs, evaluation, files, harden, pretrained, sampling, t
 from gan_mask.data import shards
 from gan_mask.data.prepare import main as prepare
 from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import run
 from gan_mask.harden import alarm
 from gan_mask.harden.options import HardenConfig, claimed
 from gan_mask.pretrained import thresholds
@@ -253,3 +255,26 @@ def test_what_other_code_made_is_made_anew_and_said(photos, fakes, tmp_path, mon
     assert status(sampling.main, argv) == 0
     said = capsys.readouterr().out
     assert "masked anew, because of another version of the code, 1 -> 2" in said and "done before" not in said
+
+
+def test_an_evaluation_from_before_goes_on_wherever_its_set_lies_until_the_code_is_another(
+    prepared, fakes, tmp_path, monkeypatch, capsys
+):
+    real, calls = run._do, []
+    monkeypatch.setattr(run, "_do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
+    argv = ["--out", str(tmp_path / "out"), "--methods", "dm", "--surrogates", "fake", "--detectors", "fake"]
+    argv += ["--stored-thresholds", "--probes", "2"]
+    assert status(evaluation.main, ["--data", str(prepared), *argv]) == 0
+    path = tmp_path / "out" / "cache" / "settings.json"
+    old = json.loads(path.read_text())
+    assert old.pop("code") == 2 and "data" not in old
+    old |= {"choice": 2, "version": "0.1.0", "data": str(prepared), "photos": []}
+    path.write_text(json.dumps(old | {"networks": list(old["networks"].values())}))
+    moved = tmp_path / "moved"
+    shutil.copytree(prepared, moved)
+    assert status(evaluation.main, ["--data", str(moved), *argv]) == 0
+    assert calls == ["none", "dm"] and "made anew" not in capsys.readouterr().out
+    monkeypatch.setitem(belongs.CODE, "evaluation", 3)
+    assert status(evaluation.main, ["--data", str(moved), *argv]) == 0
+    assert len(calls) == 4
+    assert "everything is made anew, because of another version of the code, 2 -> 3" in capsys.readouterr().out

@@ -214,6 +214,19 @@ def test_doubtful_people_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert len(set(who(tmp_path / name, regex).values())) == mended
 
 
+def test_one_persons_views_alone_look_like_people_and_this_is_said(tmp_path: Path) -> None:
+    """Jane/frontal is built like lfw/Ann, so no rule can tell; the remedy that is named makes one person of them."""
+    source = tree(tmp_path / "set", "J. Doe/frontal/1.jpg", "J. Doe/profile/2.jpg")
+    photos = photo_source.Source(source).photos()
+    assert {photo.person for photo in photos} == {"frontal", "profile"}
+    said = photo_source.doubts(photos)
+    assert "below one folder, J. Doe: the 2 folders in it are taken for as many people" in said
+    regex = said.split("--identity-regex '")[1].split("'")[0]
+    assert set(who(source, regex).values()) == {"J. Doe"}
+    many = tree(tmp_path / "many", *(f"lfw/person{i}/1.jpg" for i in range(photo_source.FEW + 1)))
+    assert not photo_source.doubts(photo_source.Source(many).photos())
+
+
 def test_the_regex_counts_in_folders_too(tmp_path: Path) -> None:
     """Without a / it looks at the file's name, with one at the path."""
     source = tree(tmp_path / "set", "2019/Ann_1.jpg", "2020/Ann_2.jpg", "2020/Bo_1.jpg")

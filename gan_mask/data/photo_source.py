@@ -18,6 +18,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, UnreadableImage, read_image
 from gan_mask.files import digest
 
+FEW = 10  # people: as many folders as one person's photos may be sorted into
 NUMBERED = r"(.+?)(_\d+)?"  # a file name, its number dropped
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN"}  # thumbnails and bins of some systems
 BOMB_BYTES, BOMB_RATIO = 50_000_000, 100  # no photo of this size shrinks this much
@@ -92,7 +93,7 @@ def people(paths: Sequence[str]) -> list[str]:
 
     Folders around all photos do not count, unless photos lie in them directly. A photo in no folder is the person of
     its file name, without the number. Where this is wrong there are too few people, which is seen at once; nobody is
-    ever divided, which would not be.
+    divided, which would not be, except where one person's folders are all that there is: see `doubts`.
     """
     folders = [PurePosixPath(path).parent.parts for path in paths]
     around = len(os.path.commonprefix([min(folders), max(folders)]))
@@ -126,6 +127,12 @@ def doubts(photos: Sequence[Photo]) -> str:
         return (
             f"photos of {len(nested)} people are in several folders each, such as {nested[0]}: taken for one person "
             "each. If the innermost folders are the people: --identity-regex '.*?([^/]+)/[^/]+'"
+        )
+    around = os.path.commonprefix([PurePosixPath(photo.path).parent.parts for photo in photos])
+    if around and 1 < len(folders) <= FEW:  # no name tells one person's views from a set of people
+        return (
+            f"all photos are below one folder, {around[-1]}: the {len(folders)} folders in it are taken for as many "
+            f"people. If they are views of one person: --identity-regex '(?:.*/)?({re.escape(around[-1])})/.*'"
         )
     return ""
 
