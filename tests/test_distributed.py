@@ -104,6 +104,6 @@ def test_processes_see_disjoint_photos_and_together_those_of_one(accumulate):
     alone = list(Schedule(identities, replace(c, batch_size=12), 0, 1, 0))
     for micro, (a, b, d) in enumerate(zip(*ranks, strict=True)):
         assert sorted(a + b + d) == sorted(alone[micro])
-        assert len({photo for photo, _ in a + b + d}) == 12 or micro * 12 % len(identities) + 12 > len(identities)
+        assert len({photo for photo, *_ in a + b + d}) == 12 or micro * 12 % len(identities) + 12 > len(identities)
     resumed = list(Schedule(identities, c, 1, 3, 7))
     assert resumed == ranks[1][7 * accumulate :]

@@ -23,6 +23,7 @@ from gan_mask.data import PreparedSet, shards
 from gan_mask.data.shards import ShardSet
 from gan_mask.errors import GanMaskError
 from gan_mask.training import loop
+from gan_mask.training.camera import Photographed
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule
 
@@ -190,7 +191,7 @@ def test_each_epoch_has_every_face_once_in_runs_and_another_order(sharded: Path,
     identities = ShardSet(sharded, "train").identities
     c = TrainConfig(batch_size=6, steps=12)
     batches = list(Schedule(identities, c, 0, 1, 0, run_length))
-    epochs = [[photo for batch in batches[k : k + 6] for photo, _ in batch] for k in (0, 6)]
+    epochs = [[photo for batch in batches[k : k + 6] for photo, *_ in batch] for k in (0, 6)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(36)) and epochs[0] != epochs[1]
     jumps = sum(b != (a + 1) % 36 for a, b in zip(epochs[0], epochs[0][1:], strict=False))
     assert jumps <= 36 / run_length
@@ -205,14 +206,16 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, default_collate
 from gan_mask.data.shards import ShardSet
 from gan_mask.training import loop
+from gan_mask.training.camera import Photographed
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule
 
 folder, out, start, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 accelerator, photos = Accelerator(), ShardSet(folder, "train")
+seen_by_camera = Photographed(photos, 0.3, 0)
 assert accelerator.num_processes == 2
 order = Schedule(photos.identities, TrainConfig(batch_size=3, steps=12), accelerator.process_index, 2, start, run=4)
-seen = [batch["index"].tolist() for batch in DataLoader(photos, batch_sampler=order, num_workers=workers)]
+seen = [batch["index"].tolist() for batch in DataLoader(seen_by_camera, batch_sampler=order, num_workers=workers)]
 assert accelerator.gather_for_metrics([len(seen)], use_gather_object=True) == [12 - start] * 2
 with open(f"{{out}}/{{accelerator.process_index}}.json", "w") as f:
     json.dump(seen, f)
