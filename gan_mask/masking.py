@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_mask import cloning
+from gan_mask import cloning, raster
 from gan_mask.errors import GanMaskError
 from gan_mask.landmarks import MEAN_FACE
 
@@ -112,9 +112,10 @@ def place(landmarks: Tensor, height: int, width: int) -> Placement:
     with torch.autocast(landmarks.device.type, enabled=False):
         points = _mask_points(_full_precision(landmarks))
         top, left, bottom, right = box = _bounds(points, height, width)
-        number = _rasterise(points.detach(), box)
-        maps = _texture_maps(points).flatten(1)
-        m_x, m_y, shift = (part.index_select(0, number.flatten()).view_as(number) for part in maps)
+        maps = _texture_maps(points)  # (3, B, T + 1)
+        number = raster.first_triangle(points, TRIANGLES, box)
+        number += (maps.shape[2] * torch.arange(len(points), device=points.device))[:, None, None]
+        m_x, m_y, shift = (part.index_select(0, number.flatten()).view_as(number) for part in maps.flatten(1))
         x = torch.arange(left, right, device=points.device)
         y = torch.arange(top, bottom, device=points.device)[:, None]
         return Placement(torch.view_as_real(m_x * x + m_y * y + shift), (top, left), (height, width))
@@ -292,67 +293,16 @@ def _bounds(points: Tensor, height: int, width: int) -> tuple[int, int, int, int
     return top, left, max(bottom, top) + 1, max(right, left) + 1
 
 
-def _ragged(counts: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """counts [2, 0, 3], first [7, 0, 4] -> owners [0, 0, 2, 2, 2], numbers [7, 8, 4, 5, 6]."""
-    owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    shift = first - counts.cumsum(0) + counts
-    return owner, torch.arange(len(owner), device=counts.device) + shift.take(owner)
-
-
-def _rasterise(points: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """Scanline conversion of all triangles of all faces at once: (B, 35, 2) -> (B, h, w), numbers in _texture_maps.
-
-    Each row of a triangle covers a span of pixels. A triangle is one bit: added where its span begins and subtracted
-    behind its end, a running sum along the row says which triangles cover a pixel, and its highest bit which is first.
-    """
-    top, left, bottom, right = box
-    count, width = len(TRIANGLES), right - left + 1  # one column more, where the last spans end
-    start = points[:, TRIANGLES.to(points.device)].flatten(0, 1).permute(2, 1, 0)  # (2, 3, B*T)
-    along = start.roll(-1, 1) - start  # the edges
-    area = _twice_area(start)
-    # Pixel centres on a shared edge belong to both triangles, so that rounding leaves no hole. Not much for slivers,
-    # whose texture coordinates change quickly.
-    reach = (0.01 * area.abs() / along.abs().amax((0, 1)).clamp_min(1e-6)).clamp(max=1e-3)
-
-    low, high = start[1].amin(0), start[1].amax(0)
-    first = (low - reach).ceil().clamp(top, bottom).long()
-    last = (high + reach).floor().clamp(top - 1, bottom - 1).long()
-    owner, row = _ragged(((last - first + 1) * _solid(area)).clamp_min(0), first)  # one entry per triangle and row
-
-    # Where the row crosses the three edges; the span between is inside.
-    level = along[1] == 0
-    per_pixel = torch.where(level, 0.0, 1 / along[1])
-    slack = torch.where(level, -1.0, reach * per_pixel.abs())
-    table = torch.cat([start[0], start[1], along[0], per_pixel, slack, reach[None]])  # (16, B*T)
-    *edges, reach = table.index_select(1, owner).split([3, 3, 3, 3, 3, 1])
-    x, y, dx, per_pixel, slack = edges
-    step = (row.to(y) - y) * per_pixel
-    crossed = (step >= -slack) & (step <= 1 + slack)
-    crossing = x + step.clamp(0, 1) * dx
-    begin = (torch.where(crossed, crossing, torch.inf).amin(0) - reach[0]).ceil().clamp(left, right).long()
-    end = (torch.where(crossed, crossing, -torch.inf).amax(0) + reach[0]).floor().clamp(left - 1, right - 1).long() + 1
-
-    face, triangle = owner // count, owner % count
-    bit = torch.where(begin < end, 2 << (count - 1 - triangle), 0)
-    origin = (face * (bottom - top) + row - top) * width - left
-    sums = origin.new_zeros(len(points) * (bottom - top) * width)
-    sums[:1] = 1  # no triangle: a bit below all others, everywhere
-    sums.index_add_(0, origin + begin, bit).index_add_(0, origin + end, -bit)
-    cover = sums.cumsum(0).view(len(points), bottom - top, width)[..., :-1]
-    exponent = cover.double().view(torch.int64) >> 52  # the highest bit's number + 1023; below 2^53 that is exact
-    return exponent + ((count + 1) * torch.arange(len(points), device=points.device) - 1023)[:, None, None]
-
-
 def _texture_maps(points: Tensor) -> Tensor:
     """Affine maps from image to texture, u + iv = m_x x + m_y y + shift: (B, 35, 2) -> the three, (3, B, T + 1).
 
-    In grid_sample's coordinates, differentiable in points. First the map to NOWHERE, then the triangles from the last
-    to the first. As complex numbers, one product and one look-up serve both coordinates.
+    In grid_sample's coordinates, differentiable in points; after those of the triangles the map to NOWHERE. As complex
+    numbers, one product and one look-up serve both coordinates.
     """
-    triangles = TRIANGLES.flip(0).to(points.device)
+    triangles = TRIANGLES.to(points.device)
     vertices = points.double()[:, triangles].permute(3, 2, 0, 1)  # (2, 3, B, T)
-    area = _twice_area(vertices)
-    area = torch.where(_solid(area), area, 1.0)
+    area = raster.twice_area(vertices)
+    area = torch.where(raster.solid(area), area, 1.0)
     (ax, bx, cx), (ay, by, cy) = vertices
     a, b, c = torch.view_as_complex(2 * CANONICAL.to(vertices) - 1)[triangles].T
     m_x = ((b - a) * (cy - ay) - (c - a) * (by - ay)) / area
@@ -360,17 +310,7 @@ def _texture_maps(points: Tensor) -> Tensor:
     shift = a - m_x * ax - m_y * ay
     maps = torch.stack([m_x, m_y, shift])
     nowhere = maps.new_tensor([0, 0, complex(NOWHERE, NOWHERE)])[:, None, None].expand(-1, len(points), -1)
-    return torch.cat([nowhere, maps], 2).to(torch.promote_types(points.dtype, torch.complex32))
-
-
-def _twice_area(vertices: Tensor) -> Tensor:
-    """(2, 3, ...) x and y of three corners -> (...), signed, px^2."""
-    (ax, bx, cx), (ay, by, cy) = vertices
-    return (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-
-
-def _solid(twice_area: Tensor) -> Tensor:
-    return twice_area.abs() > 1e-2
+    return torch.cat([maps, nowhere], 2).to(torch.promote_types(points.dtype, torch.complex32))
 
 
 def _barycentric(texel: Tensor, corners: Tensor) -> Tensor:
