@@ -52,10 +52,6 @@ class ShardSet(Dataset[dict[str, Any]]):
         self.path, self.split = Path(path), split
         if split not in SPLITS:
             raise GanMaskError(f"{path}: shards hold the splits {' and '.join(SPLITS)} only, not '{split}'")
-        try:
-            import webdataset  # noqa: F401
-        except ImportError:
-            raise GanMaskError(f"{path}: reading shards needs webdataset; pip install 'gan_mask[shards]'") from None
         meta = _read_meta(self.path)
         self.size, self.margin = int(meta["size"]), float(meta["margin"])
         shards = [shard for shard in meta["shards"] if shard["name"].startswith(f"{split}-")]
@@ -92,8 +88,8 @@ class ShardSet(Dataset[dict[str, Any]]):
         wanted = [key if isinstance(key, tuple) else (key, False) for key in keys]
         if outside := [i for i, _ in wanted if not 0 <= i < len(self)]:  # IndexError also ends a plain `for`
             raise IndexError(f"face {outside[0]} of {len(self)}")
-        samples = {i: sample for run in self._runs({i for i, _ in wanted}) for i, sample in self._read(run)}
-        return [self._item(i, mirrored, samples[i]) for i, mirrored in wanted]
+        encoded = {i: both for run in self._runs({i for i, _ in wanted}) for i, *both in self._read(run)}
+        return [self._item(i, mirrored, *encoded[i]) for i, mirrored in wanted]
 
     def _runs(self, numbers: set[int]) -> list[np.ndarray]:
         """The numbers in ascending order, cut where one is left out and where a shard ends."""
@@ -101,10 +97,8 @@ class ShardSet(Dataset[dict[str, Any]]):
         cut = (np.diff(ascending) != 1) | np.isin(ascending[1:], self._first)
         return np.split(ascending, np.flatnonzero(cut) + 1)
 
-    def _read(self, run: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-        """A stretch of a tar file is a tar file: webdataset takes it apart."""
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-
+    def _read(self, run: np.ndarray) -> Iterator[tuple[int, bytes, bytes]]:
+        """Numbers, JPEG and JSON files of a run of neighbours: a stretch of a tar file is a tar file."""
         path, places = self._path(int(run[0])), self._places[run]
         start = int(places[0]["offset"])
         try:
@@ -117,18 +111,18 @@ class ShardSet(Dataset[dict[str, Any]]):
             at = int(place["offset"]) - start
             if zlib.crc32(data[at : at + int(place["length"])]) != place["crc"]:
                 raise GanMaskError(f"{path}: damaged at byte {place['offset']}; {_REMEDY}")
-        source = {"url": str(path), "stream": io.BytesIO(data)}
-        return zip(run.tolist(), group_by_keys(tar_file_expander([source])), strict=True)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            contents = [file.read() for member in tar if (file := tar.extractfile(member))]
+        return zip(run.tolist(), contents[::2], contents[1::2], strict=True)
 
-    def _item(self, i: int, mirrored: bool, sample: dict[str, Any]) -> dict[str, Any]:
+    def _item(self, i: int, mirrored: bool, jpeg: bytes, facts: bytes) -> dict[str, Any]:
         try:
-            face = decode_crop(sample["jpg"], self.size)
+            face = decode_crop(jpeg, self.size)
         except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
             raise GanMaskError(
-                f"{self._path(i)}: face {sample['__key__']} was written from a damaged crop ({error}); "
-                "prepare the set again"
+                f"{self._path(i)}: face {i:09d} was written from a damaged crop ({error}); prepare the set again"
             ) from error
-        landmarks = torch.tensor(json.loads(sample["json"])["landmarks"], dtype=torch.float32)
+        landmarks = torch.tensor(json.loads(facts)["landmarks"], dtype=torch.float32)
         return training_item(face, landmarks, int(self.identities[i]), i, mirrored)
 
     def _path(self, i: int) -> Path:
