@@ -89,10 +89,10 @@ def test_writing_is_deterministic_and_goes_on_where_it_was(
 ) -> None:
     whole, describe = contents(sharded), shards._describe
 
-    def killed(tar: Path, identities: object) -> None:
+    def killed(tar: Path, faces: int) -> None:
         if tar.name == "train-000002.tar":
             raise KeyboardInterrupt
-        return describe(tar, identities)  # type: ignore[arg-type,return-value]
+        return describe(tar, faces)  # type: ignore[return-value]
 
     monkeypatch.setattr(shards, "_describe", killed)
     with pytest.raises(SystemExit) as end:

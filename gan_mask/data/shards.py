@@ -1,6 +1,6 @@
 """A prepared set as tar shards: a few large files in place of one huge one, readable by WebDataset.
 
-OUT/shards.json       settings, and of each shard its faces, people, bytes and SHA-256; complete once all are written
+OUT/shards.json       settings, and of each shard its faces, bytes and SHA-256; complete once all are written
 OUT/train-000000.tar  for each face KEY.jpg, the prepared set's bytes, and KEY.json: landmarks, identity, person, source
 OUT/train-000000.npy  one record (PLACE) per face: where it lies in the tar file, its checksum, whose face it is
 
@@ -200,7 +200,7 @@ def _write(
                 tar = out / f"{split}-{number:06d}.tar"
                 if not _whole(tar, known.get(tar.name)):
                     _write_shard(tar, photos, rows, first)
-                shards.append(_describe(tar, photos.identities[rows]))
+                shards.append(_describe(tar, len(rows)))
                 bar.update(len(rows))
     meta["shards"] = shards
     files.write_json(out / "shards.json", meta)
@@ -242,9 +242,9 @@ def _member(name: str, data: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
-def _describe(tar: Path, identities: np.ndarray) -> dict[str, Any]:
+def _describe(tar: Path, faces: int) -> dict[str, Any]:
     return {
-        "name": tar.name, "faces": len(identities), "people": len(np.unique(identities)), "bytes": tar.stat().st_size,
+        "name": tar.name, "faces": faces, "bytes": tar.stat().st_size,
         "sha256": files.sha256(tar), "index_sha256": files.sha256(tar.with_suffix(".npy")),
     }  # fmt: skip
 

@@ -28,9 +28,13 @@ def load_detector(name: str, device: str | torch.device = "cpu") -> Detector:
     return _load("detector", name, DETECTORS).to(device)
 
 
-def load_perceptual(name: str = "lpips-alex", device: str | torch.device = "cpu") -> Perceptual:
-    """perceptual(a [B,3,H,W] in [0,1], b) -> distance [B]."""
-    return _load("perceptual distance", name, PERCEPTUALS).to(device)
+def load_perceptual(device: str | torch.device = "cpu") -> Perceptual:
+    """LPIPS with AlexNet: perceptual(a [B,3,H,W] in [0,1], b) -> distance [B]."""
+    from gan_mask.pretrained.perceptual import load
+
+    network = load()
+    contract.watch(network, network.name)
+    return network.to(device)
 
 
 def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
@@ -46,8 +50,7 @@ def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
         raise GanMaskError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
     network = known[family](name)
     contract.watch(network, name)
-    if kind != "perceptual distance":
-        contract.check(network, name, embeds=kind == "embedder")
+    contract.check(network, name, embeds=kind == "embedder")
     return network
 
 
@@ -102,12 +105,6 @@ def _hardened(name: str) -> Detector:
     return load(HARDENED, name)
 
 
-def _lpips(name: str) -> Perceptual:
-    from gan_mask.pretrained.perceptual import load
-
-    return load()
-
-
 EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
     "dlib": _dlib,
     "sface": _sface,
@@ -120,7 +117,4 @@ DETECTORS: dict[str, Callable[[str], Detector]] = {
     "classifier": _classifier,
     "classifier-hardened": _hardened,
     "onnx:SIDECAR.json": _onnx_detector,
-}
-PERCEPTUALS: dict[str, Callable[[str], Perceptual]] = {
-    "lpips-alex": _lpips,
 }
