@@ -367,7 +367,7 @@ class OnnxSSD(Detector):
         self.register_buffer("variances", torch.tensor(sidecar["variances"]))
         self.register_buffer("face_box", 0.5 + (_face_box() - 0.5) / sidecar["canvas_factor"])
         undecoded = _decode(torch.zeros_like(self.anchors), self.anchors, self.variances)
-        self.register_buffer("stand_in", _iou(undecoded, self.face_box) >= OVERLAP)
+        self.register_buffer("stand_in", self._overlap(undecoded) >= OVERLAP)
         if not self.stand_in.any():
             raise GanMaskError(f"{path}: no anchor overlaps a face in the middle of the canvas; check 'anchor_sizes'")
         self.normalise = Normalise(sidecar)
@@ -408,9 +408,15 @@ class OnnxSSD(Detector):
         """
         decoded = _decode(raw, self.anchors, self.variances)
         holds_centre = (decoded[..., :2] < 0.5).all(-1) & (decoded[..., 2:] > 0.5).all(-1)
-        on_face = holds_centre & (_iou(decoded, self.face_box) >= OVERLAP)
+        on_face = holds_centre & (self._overlap(decoded) >= OVERLAP)
         found = on_face.any(1)
         return torch.where(found[:, None], on_face, self.stand_in), found
+
+    def _overlap(self, boxes: Tensor) -> Tensor:
+        """Intersection over union of corner boxes (...,4) with the expected face."""
+        from torchvision.ops import box_iou
+
+        return box_iou(boxes.reshape(-1, 4), self.face_box[None]).view(boxes.shape[:-1])
 
 
 def _value_of(hard: Tensor, soft: Tensor) -> Tensor:
@@ -445,13 +451,6 @@ def _decode(raw: Tensor, anchors: Tensor, variances: Tensor) -> Tensor:
     centre = anchors[:, :2] + raw[..., :2] * variances[:2] * anchors[:, 2:]
     half = anchors[:, 2:] * (raw[..., 2:] * variances[2:]).exp() / 2
     return torch.cat([centre - half, centre + half], -1)
-
-
-def _iou(boxes: Tensor, box: Tensor) -> Tensor:
-    """Intersection over union of corner boxes (...,4) with one box (4,)."""
-    overlap = (torch.minimum(boxes[..., 2:], box[2:]) - torch.maximum(boxes[..., :2], box[:2])).clamp_min(0).prod(-1)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    return overlap / (area + (box[2:] - box[:2]).prod() - overlap)
 
 
 def load_embedder(path: str | Path) -> OnnxEmbedder:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gan_mask.faces import Face, UnreadableImage, read_image
@@ -100,13 +101,10 @@ def score(
 
 def match(face: Face, candidates: Sequence[Face]) -> Face | None:
     """The face found in the written file at the place of `face`: boxes overlap by a third (IoU) at least."""
-    best = max(candidates, key=lambda other: overlap(face.box, other.box), default=None)
-    return best if best is not None and overlap(face.box, best.box) >= 1 / 3 else None
+    from torchvision.ops import box_iou
 
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of boxes x0, y0, x1, y1."""
-    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = max(width, 0) * max(height, 0)
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return float(shared / max(areas - shared, 1e-9))
+    if not candidates:
+        return None
+    boxes = torch.from_numpy(np.stack([other.box for other in candidates]))
+    overlap, best = box_iou(torch.from_numpy(face.box)[None], boxes)[0].max(0)
+    return candidates[int(best)] if overlap >= 1 / 3 else None
