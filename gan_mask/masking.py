@@ -41,7 +41,8 @@ SEAM_NEIGHBOURS = 3  # places along the seam that are averaged
 MASK_LANDMARKS = (*range(1, 16), *range(28, 36), *range(48, 60))
 BOUNDARY = tuple(range(16))  # into MASK_LANDMARKS: jaw, then the nose bridge; a convex polygon
 
-# scipy.spatial.Delaunay of CANONICAL (asserted by the tests; a constant, so that training needs no SciPy).
+# scipy.spatial.Delaunay of CANONICAL in ascending order, as the tests make it. A constant: training needs no SciPy, and
+# what a checkpoint means must not change with a library.
 TRIANGLES = torch.tensor([
     (0, 1, 18), (0, 15, 16), (0, 16, 18), (1, 2, 18), (2, 3, 23), (2, 18, 23), (3, 4, 23), (4, 5, 34),
     (4, 23, 34), (5, 6, 33), (5, 33, 34), (6, 7, 32), (6, 32, 33), (7, 8, 32), (8, 9, 31), (8, 31, 32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,15 +25,18 @@ def interval(values: np.ndarray, identities: np.ndarray, draws: int = 2000, seed
         return dict(NOTHING)
     people, person = np.unique(identities[counts], return_inverse=True)
     total, size = np.bincount(person, values[counts]), np.bincount(person)
-    chosen = np.random.default_rng(seed).integers(len(people), size=(draws, len(people)))
-    means = total[chosen].sum(1) / size[chosen].sum(1)
-    cell = _cell(float(total.sum() / size.sum()), means, int(counts.sum()))
-    unsure = 1 - 0.025 ** (1 / len(people))
-    if rate and (values[counts] == 0).all():
-        cell["high"] = unsure
-    if rate and (values[counts] == 1).all():
-        cell["low"] = 1 - unsure
-    return cell
+
+    def mean(total: np.ndarray, size: np.ndarray, axis: int = -1) -> np.ndarray:
+        return total.sum(axis) / size.sum(axis)
+
+    value = float(mean(total, size))
+    if rate and value in (0, 1) and (values[counts] == value).all():
+        from scipy.stats import binomtest
+
+        low, high = binomtest(int(value) * len(people), len(people)).proportion_ci()
+    else:
+        low, high = _percentiles((total, size), mean, draws, seed)
+    return {"rate": value, "low": float(low), "high": float(high), "probes": int(counts.sum())}
 
 
 def of_statistic(
@@ -46,14 +50,13 @@ def of_statistic(
         return dict(NOTHING)
     order = np.argsort(identities, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(identities[order])) + 1)
-    random = np.random.default_rng(seed)
-    values = np.array(
-        [
-            statistic(np.concatenate([groups[i] for i in random.integers(len(groups), size=len(groups))]))
-            for _ in range(draws)
-        ]
-    )
-    return _cell(float(statistic(np.arange(len(identities)))), values, len(identities))
+
+    def of_people(drawn: np.ndarray) -> float:
+        return statistic(np.concatenate([groups[i] for i in drawn]))
+
+    low, high = _percentiles((np.arange(len(groups)),), of_people, draws, seed)
+    value = float(statistic(np.arange(len(identities))))
+    return {"rate": value, "low": low, "high": high, "probes": len(identities)}
 
 
 def of_auc(scores: np.ndarray, labels: np.ndarray, identities: np.ndarray, draws: int) -> Cell:
@@ -74,6 +77,16 @@ def shown(cell: Cell, factor: float = 100, digits: int = 1) -> str:
     return f"{rate} [{low}, {high}]"
 
 
-def _cell(value: float, draws: np.ndarray, probes: int) -> Cell:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"rate": value, "low": float(low), "high": float(high), "probes": probes}
+def _percentiles(
+    people: tuple[np.ndarray, ...], statistic: Callable[..., Any], draws: int, seed: int
+) -> tuple[float, float]:
+    """95 % interval of a statistic of arrays with a row per person, whom one draws with replacement."""
+    from scipy.stats import bootstrap
+
+    if len(people[0]) == 1:  # everybody that can be drawn
+        value = float(statistic(*people))
+        return value, value
+    found = bootstrap(
+        people, statistic, paired=True, n_resamples=draws, method="percentile", random_state=np.random.default_rng(seed)
+    ).confidence_interval
+    return float(found.low), float(found.high)
