@@ -729,3 +729,60 @@ def test_a_file_without_read_permission_is_listed(run: Run, tmp_path: Path) -> N
 def test_the_script_runs_as_the_readme_says(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "sample.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0 and "--checkpoint" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------- crowds
+
+
+TILE, COLUMNS = 200, 4
+CROWD = (4, 14, 56, 34, 20, 1, 2, 30, 60, 90, 120, 150)  # people, each smaller than the one before
+
+
+def tile(number: int) -> tuple[slice, slice]:
+    row, column = divmod(number, COLUMNS)
+    return slice(TILE * row, TILE * (row + 1)), slice(TILE * column, TILE * (column + 1))
+
+
+def crowd(*numbers: int) -> Image.Image:
+    """The tiles of these people of CROWD on one photo, the others' left empty."""
+    photo = Image.new("RGB", (TILE * COLUMNS, TILE * len(CROWD) // COLUMNS), "gray")
+    for number in numbers:
+        rows, columns = tile(number)
+        photo.paste(face(CROWD[number], round(190 / (1 + 0.08 * number))), (columns.start + 4, rows.start + 4))
+    return photo
+
+
+def test_everybody_of_a_crowd_wears_one_mask(run: Run, finder: FaceFinder, tmp_path: Path) -> None:
+    """As each would alone in the same place; nothing changes between the masks. In batches of faces and of photos."""
+    folder, everybody = tmp_path / "faces", range(len(CROWD))
+    folder.mkdir()
+    crowd(*everybody).save(folder / "crowd.png")
+    for number in (0, 5, 11):
+        crowd(number).save(folder / f"alone-{number}.png")
+    out, options = tmp_path / "out", ("--method", "dm", "--template", "face-001", "--batch-size", "5")
+    assert run(folder, out, *options) == 0
+
+    rows = [row for row in table(out) if row["photo"] == "crowd.png"]
+    corners = [[float(edge) for edge in row["box"].split()] for row in rows]
+    centres = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in corners]
+    assert sorted(int(y // TILE) * COLUMNS + int(x // TILE) for x, y in centres) == list(everybody)
+    assert all(row["status"] == "ok" and row["face_found_after"] == "1" for row in rows)
+
+    bare, masked = (np.asarray(Image.open(place / "crowd.png")).astype(int) for place in (folder, out))
+    landmarks = torch.stack([torch.from_numpy(found.landmarks) for found in finder.find([bare.astype(np.uint8)])[0]])
+    regions = masking.region(landmarks, *bare.shape[:2])[:, 0].numpy() > 0
+    assert np.array_equal(masked[~regions.any(0)], bare[~regions.any(0)])
+    assert all(np.abs(masked - bare)[region].mean() > 3 for region in regions)
+    for number in (0, 5, 11):
+        alone = np.asarray(Image.open(out / f"alone-{number}.png")).astype(int)
+        mask, difference = np.abs(alone - bare)[tile(number)], np.abs(masked - alone)[tile(number)]
+        assert difference[mask > 0].mean() < 0.2 * mask[mask > 0].mean()  # a second mask on top: 1
+
+
+def test_the_largest_of_a_crowd_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    crowd(*range(len(CROWD))).save(tmp_path / "faces" / "crowd.png")
+    assert run(tmp_path / "faces", tmp_path / "out", "--method", "dm", "--template", "face-001", "--largest") == 0
+    bare, masked = (np.asarray(Image.open(tmp_path / place / "crowd.png")) for place in ("faces", "out"))
+    assert [number for number in range(len(CROWD)) if (masked != bare)[tile(number)].any()] == [0]
+    assert len(table(tmp_path / "out")) == 1
