@@ -29,7 +29,7 @@ def test_a_quick_geometry_benchmark_gives_ratios(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_stages_of_sampling_add_up(tmp_path: Path, shared: Path) -> None:
+def test_the_stages_of_sampling_add_up(tmp_path: Path) -> None:
     figures = quick(tmp_path, "sampling")
     stages = figures["ms per photo"]
     assert {"decode", "detect", "landmarks", "generate", "wear", "encode"} < stages.keys()
