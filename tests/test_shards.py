@@ -23,7 +23,6 @@ from gan_mask.data import PreparedSet, shards
 from gan_mask.data.shards import ShardSet
 from gan_mask.errors import GanMaskError
 from gan_mask.training import loop
-from gan_mask.training.camera import Photographed
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule
 
