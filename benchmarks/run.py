@@ -213,7 +213,7 @@ def methods(quick: bool, device: str) -> dict[str, Any]:
     generator = Generator().to(device).eval().requires_grad_(False)
     slow = attacks.MF2M(surrogates, attacks.Options(steps=steps, patience=0))
     seconds = take_turns(
-        {"generator": lambda: generator.texture(image, points, bank), "mf2m": lambda: slow(image, points, bank)},
+        {"generator": lambda: generator.texture(image, points, bank), "mf2m": lambda: slow.apply(image, points, bank)},
         1 if quick else 2,
     )
     per_face = {f"{n}, ms per face": round(v / batch, 2) for n, v in milliseconds(seconds).items()}
@@ -379,7 +379,7 @@ def sampling(quick: bool, device: str) -> dict[str, Any]:
         parts = [
             (sampling_sampler, "read_image", "decode"), (sampler.finder, "_boxes", "detect"),
             (sampler.finder, "landmarks", "landmarks"), (sampling_sampler, "align", "align"),
-            (attacks.Method, "__call__", "generate"), (sampling_sampler, "wear_on_photo", "wear"),
+            (type(sampler.method), "apply", "generate"), (attacks.base, "wear_on_photo", "wear"),
             (sampling_batch, "write", "encode"), (sampler, "look_at", "measure the original"),
             (sampling_batch, "score", "measure the written file"),
         ]  # fmt: skip

@@ -17,7 +17,6 @@ from gan_mask import attacks, load_generator, masking, templates
 from gan_mask.attacks.surrogates import load_surrogates
 from gan_mask.faces import FaceFinder, align, read_image, to_tensors
 from gan_mask.generator import SHIPPED
-from gan_mask.photos import wear_on_photo
 
 WEARERS = ("id_0002", "id_0023", "id_0035", "id_0064", "id_0079", "id_0102")
 SIDE = 256  # pixels: the photos, enlarged, and a cell
@@ -48,16 +47,12 @@ def main(checkpoint: str | Path = SHIPPED, out: str | Path = Path(__file__).pare
     size, margin = generator.config.size, generator.config.margin
     faces, landmarks = to_tensors([align(p, marks, size, margin) for p, marks in zip(bare, found, strict=True)])
     bank = templates.load_all(templates.best(faces, landmarks), generator.texture_size)
-    own = masking.unwrap(faces, landmarks, generator.texture_size)
     rows = []
     for _, name, placement in ROWS:
         options = attacks.Options(placement=placement, softness=generator.config.softness)
         method = attacks.method(name, generator, surrogates, options)
-        textures = method(faces, landmarks, bank)
         pictures = [photo.copy() for photo in bare]
-        if textures is not None:
-            for picture, marks, texture, beneath in zip(pictures, found, textures.detach(), own, strict=True):
-                wear_on_photo(picture, marks, texture, beneath, method.placement, method.softness)
+        method.mask_photos(pictures, found, faces, landmarks, bank)
         rows.append(np.concatenate(pictures, 1))
     grid = np.concatenate(rows)
     canvas = Image.new("RGB", (grid.shape[1] + LABEL, grid.shape[0]), "white")

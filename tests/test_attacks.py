@@ -9,7 +9,7 @@ from fakes import FakeDetector, FakeEmbedder
 from torch import Tensor
 
 from gan_mask import attacks, masking, templates
-from gan_mask.attacks import MF2M, AdvNoiseDM, Optimised, Options
+from gan_mask.attacks import MF2M, AdvNoiseDM, Options
 from gan_mask.attacks.surrogates import Surrogates, evasion_terms
 from gan_mask.augment import Draws, round_to_8_bit
 from gan_mask.data import PreparedSet
@@ -49,23 +49,43 @@ def short_of_goal(texture: Tensor, w: Wearers) -> Tensor:
 
 
 def test_none_plain_and_dm_do_what_they_say(wearers):
-    assert attacks.method("none")(*wearers) is None
-    assert torch.equal(attacks.method("dm")(*wearers), wearers.templates)
-    plain = attacks.method("plain")(*wearers)
+    assert attacks.method("none").apply(*wearers) == (None, None, None)
+    assert torch.equal(attacks.method("dm").apply(*wearers).textures, wearers.templates)
+    plain = attacks.method("plain").apply(*wearers).textures
     assert plain is not None and torch.equal(plain[3], templates.load("plain-blue", (24, 32)))
-    one_for_all = attacks.method("dm")(wearers.faces, wearers.landmarks, wearers.templates[:1])
+    one_for_all = attacks.method("dm").apply(wearers.faces, wearers.landmarks, wearers.templates[:1]).textures
     assert one_for_all is not None and one_for_all.shape == wearers.templates.shape
+
+
+def test_masks_are_what_an_8_bit_file_holds(wearers):
+    bare, result = attacks.method("none").mask(*wearers)
+    assert torch.equal(bare, wearers.faces) and result.textures is None
+    masked, result = attacks.method("plain").mask(*wearers)
+    worn = masking.wear(wearers.faces, wearers.landmarks, result.textures, 0.03)
+    assert torch.equal((masked * 255).round(), (worn * 255).round())
+    assert ((masked * 255) - (masked * 255).round()).abs().max() < 1e-4
+
+
+def test_a_method_says_how_its_textures_are_worn():
+    generator = Generator(texture_height=24, texture_width=32, widths=(8, 16), placement="seamless", heads=("shape",))
+    of_generator = attacks.method("generator", generator, options=attacks.Options(softness=0.1))
+    refined = attacks.method("generator", generator, SURROGATES, attacks.Options(refine=2))
+    assert of_generator.texture_size == refined.texture_size == (24, 32)
+    assert of_generator.placement == refined.placement == "seamless" and of_generator.softness == 0.1
+    assert refined.optimises and not of_generator.optimises
+    mf2m = attacks.method("mf2m", surrogates=SURROGATES, options=attacks.Options(placement="seamless", softness=0.2))
+    assert (mf2m.texture_size, mf2m.placement, mf2m.softness) == (masking.TEXTURE, "seamless", 0.2)
 
 
 def test_generator_is_its_texture(wearers):
     generator = Generator(texture_height=24, texture_width=32, widths=(8, 16))
-    made = attacks.method("generator", generator)(*wearers)
+    made = attacks.method("generator", generator).apply(*wearers).textures
     assert made is not None and torch.equal(made, generator.texture(*wearers))
 
 
 @pytest.mark.parametrize("bound", [4 / 255, 30 / 255])
 def test_advnoise_stays_within_its_bound_and_uses_it(wearers, bound):
-    texture = AdvNoiseDM(SURROGATES, Options(steps=25, bound=bound))(*wearers)
+    texture = AdvNoiseDM(SURROGATES, Options(steps=25, bound=bound)).apply(*wearers).textures
     change = (texture - wearers.templates).abs()
     assert change.max() <= bound + 1e-6 and change.mean() > bound / 4
     assert texture.min() >= 0 and texture.max() <= 1
@@ -74,15 +94,16 @@ def test_advnoise_stays_within_its_bound_and_uses_it(wearers, bound):
 @OPTIMISED
 def test_optimising_comes_nearer_to_the_goal_than_dm_for_every_face(kind, wearers):
     before = short_of_goal(wearers.templates, wearers)
-    after = short_of_goal(kind(SURROGATES, Options(**BOLD, steps=30))(*wearers), wearers)
+    after = short_of_goal(kind(SURROGATES, Options(**BOLD, steps=30)).apply(*wearers).textures, wearers)
     assert (after < 0.95 * before).all() and after.mean() < 0.9 * before.mean()
 
 
 @OPTIMISED
 def test_no_step_is_dm(kind, wearers):
     method = kind(SURROGATES, Options(steps=0))
-    assert torch.equal(method(*wearers), wearers.templates)
-    assert method.records[0].iterations.tolist() == [0] * 8
+    result = method.apply(*wearers)
+    assert torch.equal(result.textures, wearers.templates)
+    assert result.iterations.tolist() == [0] * 8
 
 
 def test_mf2m_kernels_sum_to_one_whatever_the_optimiser_does(wearers):
@@ -96,14 +117,14 @@ def test_mf2m_kernels_sum_to_one_whatever_the_optimiser_does(wearers):
 
 def test_mf2m_noise_is_bounded_and_textures_are_colours(wearers):
     method = MF2M(SURROGATES, Options(steps=15, bound=2 / 255, filter_rate=0.0))
-    texture = method(*wearers)
+    texture = method.apply(*wearers).textures
     assert (texture - wearers.templates).abs().max() <= 2 / 255 + 1e-6  # the filter stands still
-    texture = MF2M(SURROGATES, Options(steps=15))(*wearers)
+    texture = MF2M(SURROGATES, Options(steps=15)).apply(*wearers).textures
     assert texture.min() >= 0 and texture.max() <= 1
 
 
 def test_mf2m_smoothness_buys_a_smaller_change(wearers):
-    rough, smooth = (MF2M(SURROGATES, Options(steps=15, smooth=s))(*wearers) for s in (0.0, 30.0))
+    rough, smooth = (MF2M(SURROGATES, Options(steps=15, smooth=s)).apply(*wearers).textures for s in (0.0, 30.0))
     assert (smooth - wearers.templates).abs().mean() < 0.7 * (rough - wearers.templates).abs().mean()
 
 
@@ -112,16 +133,15 @@ def test_a_batch_equals_its_faces_one_by_one(kind, wearers):
     """In float64: MF2M's total variation turns float32 rounding into steps of its optimiser."""
     method = kind(SURROGATES, Options(steps=12))
     whole = Wearers(*(x.double() for x in wearers))
-    together = method(*whole)
-    alone = torch.cat([method(*(x[i : i + 1] for x in whole)) for i in range(8)])
-    assert torch.allclose(together, alone, atol=1e-9)
-    iterations = [record.iterations for record in method.records]
-    assert torch.equal(iterations[0], torch.cat(iterations[1:]))
+    together = method.apply(*whole)
+    alone = [method.apply(*(x[i : i + 1] for x in whole)) for i in range(8)]
+    assert torch.allclose(together.textures, torch.cat([result.textures for result in alone]), atol=1e-9)
+    assert torch.equal(together.iterations, torch.cat([result.iterations for result in alone]))
 
 
 @OPTIMISED
 def test_the_seed_decides(kind, wearers):
-    first, again, other = (kind(SURROGATES, Options(steps=8, seed=seed))(*wearers) for seed in (1, 1, 2))
+    first, again, other = (kind(SURROGATES, Options(steps=8, seed=seed)).apply(*wearers).textures for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -130,15 +150,14 @@ def test_the_seed_decides(kind, wearers):
 def test_a_face_that_met_its_goal_keeps_the_texture_that_met_it(kind, wearers):
     options = {**BOLD, "steps": 60, "diversity": 0.0, "bound": 0.4, "step_size": 0.02}
     method = kind(SURROGATES, Options(**options, patience=1))
-    texture = method(*wearers)
-    iterations = method.records[0].iterations
+    texture, iterations, _ = method.apply(*wearers)
     done = iterations < 60
     assert done.sum() >= 4 and len(iterations.unique()) > 1  # faces of one batch end at different steps
     assert (short_of_goal(texture, wearers)[done] < 1e-5).all()
     # k looks at the goal, and a move after each but the last.
     face = int(iterations.argmin())
     unhurried = kind(SURROGATES, Options(**{**options, "steps": int(iterations[face]) - 1}, patience=0))
-    assert torch.equal(texture[face], unhurried(*wearers)[face])
+    assert torch.equal(texture[face], unhurried.apply(*wearers).textures[face])
 
 
 @OPTIMISED
@@ -147,9 +166,8 @@ def test_patience_counts_steps_in_a_row_and_0_never_stops(kind, wearers):
     used = {}
     for patience in (0, 1, 4):
         method = kind(SURROGATES, Options(**options, patience=patience))
-        method(*wearers)
-        used[patience] = method.records[0].iterations
-        assert (method.records[0].seconds > 0).all()
+        _, used[patience], seconds = method.apply(*wearers)
+        assert (seconds > 0).all()
     assert (used[0] == 40).all()
     first = int(used[1].min())
     assert first + 3 <= used[4].min() <= used[0].min()
@@ -157,13 +175,13 @@ def test_patience_counts_steps_in_a_row_and_0_never_stops(kind, wearers):
 
 def test_gradients_reach_an_attack_inside_no_grad(wearers):
     with torch.no_grad():
-        texture = AdvNoiseDM(SURROGATES, Options(steps=3))(*wearers)
+        texture = AdvNoiseDM(SURROGATES, Options(steps=3)).apply(*wearers).textures
     assert not torch.equal(texture, wearers.templates) and not texture.requires_grad
 
 
 def test_surrogates_of_one_kind_are_enough(wearers):
     for surrogates in (Surrogates([FakeEmbedder()], [0.9], []), Surrogates([], [], [FakeDetector()])):
-        texture = AdvNoiseDM(surrogates, Options(steps=2))(*wearers)
+        texture = AdvNoiseDM(surrogates, Options(steps=2)).apply(*wearers).textures
         assert not torch.equal(texture, wearers.templates)
 
 
@@ -179,7 +197,7 @@ def test_errors_say_what_is_missing():
             attacks.method(name)
         with pytest.raises(GanMaskError, match="--embedders or --detectors"):
             attacks.method(name, surrogates=Surrogates([], [], []))
-    assert isinstance(attacks.method("mf2m", surrogates=SURROGATES).paint, Optimised)
+    assert attacks.method("mf2m", surrogates=SURROGATES).optimises
 
 
 def test_the_seed_of_an_evaluation_reaches_the_generators_noise():
@@ -188,6 +206,6 @@ def test_the_seed_of_an_evaluation_reaches_the_generators_noise():
     torch.nn.init.normal_(generator.net.heads.weight)
     face, points, template = torch.rand(1, 3, 64, 64), frame(64, 0.3)[None], torch.rand(1, 3, 72, 96)
     one, two = (attacks.method("generator", generator, None, attacks.Options(seed=seed)) for seed in (0, 7))
-    assert torch.equal(one(face, points, template), generator.texture(face, points, template))
-    assert torch.equal(two(face, points, template), generator.texture(face, points, template, seed=7))
-    assert not torch.equal(one(face, points, template), two(face, points, template))
+    assert torch.equal(one.apply(face, points, template).textures, generator.texture(face, points, template))
+    assert torch.equal(two.apply(face, points, template).textures, generator.texture(face, points, template, seed=7))
+    assert not torch.equal(one.apply(face, points, template).textures, two.apply(face, points, template).textures)

@@ -568,7 +568,7 @@ def test_write_masked_saves_what_the_method_painted(prepared, tmp_path):
     probes = choose_probes(photos, 3, 0)
     bank = torch.stack([torch.full((3, 24, 32), grey) for grey in (0.2, 0.6)])
     e = run.Experiment(
-        tmp_path, photos, probes, {"dm": attacks.Method(lambda f, p, t: t, "paper", 0.0)}, bank, (24, 32), False,
+        tmp_path, photos, probes, {"dm": attacks.Painted(lambda f, p, t: t, "paper", 0.0)}, bank, (24, 32), False,
         {}, {}, np.array([], int), None, "cpu",
     )  # fmt: skip
     cost = run.write_masked(e, "dm", slice(0, 3))

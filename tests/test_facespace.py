@@ -116,10 +116,10 @@ def test_refining_begins_at_the_generators_face(wearers, generator: Generator) -
     """And with no step left it is that face."""
     refine = attacks.Options(refine=1, placement="seamless")
     method = attacks.method("generator", generator, SURROGATES, refine)
-    assert isinstance(method.paint, attacks.AdvFace)
+    assert isinstance(method, attacks.AdvFace)
     adapted = attacks.dm_adapted(*wearers)
-    begun = method.paint.begin_at(wearers.faces, wearers.landmarks, adapted)
-    painted = method.paint.paint(adapted, begun)
+    begun = method.begin_at(wearers.faces, wearers.landmarks, adapted)
+    painted = method.paint(adapted, begun)
     assert (painted - generator.texture(*wearers)).abs().max() < 1e-6
     assert (painted - adapted).abs().mean() > 1e-3
     assert method.placement == "seamless"
@@ -139,7 +139,7 @@ def test_advface_comes_nearer_to_its_goal_within_its_bounds(wearers) -> None:  #
     options = attacks.Options(steps=30, face_rate=0.15, plausible=0.0, patience=0, diversity=0.0)
     method = attacks.AdvFace(SURROGATES, options)
     method.bounds = Bounds(4.0, 0.1, 0.4)
-    texture = method(*wearers)
+    texture = method.apply(*wearers).textures
     before, after = short_of_goal(wearers.templates, wearers), short_of_goal(texture, wearers)
     assert (after <= before + 1e-6).all() and after.mean() < 0.9 * before.mean()
     assert texture.min() >= 0 and texture.max() <= 1

@@ -100,7 +100,7 @@ def finder() -> FaceFinder:
 
 def sampler_of(method: Any, finder: FaceFinder, batch_size: int) -> Sampler:
     return Sampler(
-        source=Path("."), out=Path("."), config=GeneratorConfig(), method=attacks.Method(method), method_name="dm",
+        source=Path("."), out=Path("."), config=GeneratorConfig(), method=attacks.Painted(method), method_name="dm",
         checkpoint=None, template="face-001", harmonise=False, seed=0, largest=False, batch_size=batch_size,
         device="cpu", finder=finder, embedders={}, detectors={}, own=None,
     )  # fmt: skip

@@ -32,7 +32,7 @@ class AdvFace(Optimised):
         super().__init__(surrogates, options)
         self.start = start
         if start is not None:
-            self.bounds = start.net.bounds
+            self.bounds, self.texture_size = start.net.bounds, start.texture_size
             if not any(self.bounds):
                 raise GanMaskError(f"--refine: this generator predicts {', '.join(start.config.heads)}, no other face")
 

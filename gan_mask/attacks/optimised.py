@@ -6,26 +6,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from gan_mask import augment, masking
+from gan_mask.attacks.base import Method, Result
 from gan_mask.attacks.benign import dm, dm_adapted
 from gan_mask.attacks.options import Options
 from gan_mask.attacks.surrogates import Surrogates, evasion_terms
 from gan_mask.augment import Draws
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import contract
-
-
-class Record(NamedTuple):
-    """What the faces of one batch took."""
-
-    iterations: Tensor  # (B,) gradient steps until each face met its goal
-    seconds: Tensor  # (B,) each face's share of the steps that it was part of
 
 
 @dataclass
@@ -51,22 +44,23 @@ class Work:
         )  # fmt: skip
 
 
-class Optimised:
+class Optimised(Method):
     """An attack that changes a worn texture step by step; each face for itself, whatever its batch."""
 
     name: str
+    optimises = True
 
     def __init__(self, surrogates: Surrogates, options: Options = Options()) -> None:  # noqa: B008  (frozen)
         if not surrogates.embedders and not surrogates.detectors:
             raise GanMaskError("an optimised method needs surrogates: name --embedders or --detectors")
         self.surrogates, self.options = surrogates, options
-        self.records: list[Record] = []
+        self.placement, self.softness = options.placement, options.softness
 
-    def __call__(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Tensor:
-        benign = dm_adapted if self.options.placement == "seamless" else dm
+    def apply(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Result:
+        benign = dm_adapted if self.placement == "seamless" else dm
         work = self._begin(faces, landmarks, benign(faces, landmarks, templates))
-        result = work.templates.clone()
-        record = Record(torch.zeros(len(faces), dtype=torch.long), torch.zeros(len(faces)))
+        textures = work.templates.clone()
+        iterations, seconds = torch.zeros(len(faces), dtype=torch.long), torch.zeros(len(faces))
         for step in tqdm(range(self.options.steps), desc=self.name, unit="step", leave=False, disable=None):
             started = time.perf_counter()
             try:
@@ -74,15 +68,14 @@ class Optimised:
             except contract.NotFinite as error:  # its rows are those of the faces that are left
                 raise contract.NotFinite(error.network, [int(work.rows[row]) for row in error.rows]) from None
             rows = work.rows.tolist()
-            result[work.rows[met]] = texture[met]
+            textures[work.rows[met]] = texture[met]
             work = work.keep(~met)  # a face that met its goal keeps the texture that did it
-            record.iterations[rows] += 1
-            record.seconds[rows] += (time.perf_counter() - started) / len(rows)
+            iterations[rows] += 1
+            seconds[rows] += (time.perf_counter() - started) / len(rows)
             if not len(work.rows):
                 break
-        self.records.append(record)
-        result[work.rows] = self.paint(work.templates, work.variables)
-        return result
+        textures[work.rows] = self.paint(work.templates, work.variables)
+        return Result(textures, iterations, seconds)
 
     def _begin(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Work:
         with torch.no_grad():
@@ -101,7 +94,7 @@ class Optimised:
         with torch.enable_grad():
             variables = [variable.detach().requires_grad_() for variable in w.variables]
             texture = self.paint(w.templates, variables)
-            worn = masking.put_on(w.faces, w.landmarks, texture, o.placement, o.softness, w.placement)
+            worn = masking.put_on(w.faces, w.landmarks, texture, self.placement, self.softness, w.placement)
             masked = augment.round_to_8_bit(worn)
             terms = evasion_terms(masked, w.landmarks, w.references, self.surrogates, draws, o.diversity, o.goal)
             evasion = torch.stack(list(terms.values())).sum(0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gan_mask import masking, templates
+from gan_mask import templates
 from gan_mask.cli import Progress
 from gan_mask.data.photo_source import Source
 from gan_mask.data.prepare import Settings
@@ -17,7 +17,6 @@ from gan_mask.evaluation import appearance
 from gan_mask.evaluation.run import Experiment, write_pngs
 from gan_mask.faces import UnreadableImage, align, to_tensors
 from gan_mask.networks import GeneratorConfig
-from gan_mask.photos import wear_on_photo
 
 AROUND = 0.25  # of the mask's width: how much of the photo around the landmarks is kept as a picture
 
@@ -76,15 +75,10 @@ def _worn(
     template = e.template(crop, points, slice(number, number + 1)).to(e.device)
     if e.harmonise:
         template = templates.harmonise(template, crop, points)
-    own = masking.unwrap(crop, points, (template.shape[2], template.shape[3]))
-    result = {}
+    copies = {name: image.copy() for name in e.methods}
     for name, method in e.methods.items():
-        texture = method(crop, points, template)
-        method.record()  # not kept: costs are those of the probes
-        result[name] = image.copy()
-        if texture is not None:
-            wear_on_photo(result[name], landmarks, texture[0], own[0], method.placement, method.softness)
-    return result
+        method.mask_photos([copies[name]], [landmarks], crop, points, template)
+    return copies
 
 
 def _around(photo: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

@@ -123,15 +123,13 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
     template = e.template(face, landmarks, rows).to(e.device)
     if e.harmonise:
         template = templates.harmonise(template, face, landmarks)
-    function = e.methods[method]
     started = time.perf_counter()
     with contract.naming(contract.sources(e.photos, index)):
-        texture = function(face, landmarks, template)
-    masked = function.wear(face, landmarks, texture)
+        masked, result = e.methods[method].mask(face, landmarks, template)
     pictures = to_8_bit(masked)  # waits for the GPU, too
     cost = {"seconds": np.full(len(index), (time.perf_counter() - started) / len(index))}
-    if (record := function.record()) is not None:
-        cost["iterations"] = record.iterations.numpy()
+    if result.iterations is not None:
+        cost["iterations"] = result.iterations.numpy()
     write_pngs(e.paths(method, rows), pictures)
     return cost
 

@@ -187,14 +187,13 @@ def _calibrate(c: AlarmConfig) -> Alarm:
     train, val = PreparedSet(c.data, "train"), PreparedSet(c.data, "val")
     rng = np.random.default_rng(c.seed)
     generator = load_generator(c.checkpoint) if "generator" in c.against else None
-    bank = templates.load_all(c.templates, generator.texture_size if generator else masking.TEXTURE)
-    count = c.faces // len(c.against)
-    paper = attacks.Options(placement="paper")
+    methods = {n: attacks.method(n, generator, options=attacks.Options(placement="paper")) for n in c.against}
+    texture_size = generator.texture_size if generator else masking.TEXTURE
+    bank, count = templates.load_all(c.templates, texture_size), c.faces // len(c.against)
     faced = [
-        faced_masks(train, rng.integers(len(train), size=count), attacks.method(name, generator, options=paper), bank,
-                    c.own_templates, rng, name)
-        for name in c.against
-    ]  # fmt: skip
+        faced_masks(train, rng.integers(len(train), size=count), method, bank, c.own_templates, rng, name)
+        for name, method in methods.items()
+    ]
     bare = _crops(train, rng.permutation(len(train))[: c.faces])
     positive, negative = seen(np.concatenate(faced), features), seen(bare, features)
     x, y = np.concatenate([positive, negative]), np.repeat([1.0, 0.0], [len(positive), len(negative)])

@@ -17,27 +17,26 @@ from gan_mask.harden.options import HardenConfig
 from gan_mask.pretrained.protocol import Detector
 
 
-def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, method: str, number: int) -> np.ndarray:
+def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, name: str, number: int) -> np.ndarray:
     """Faces that wear faced masks, uint8 (N, 3, S, S), as they would be saved; kept in the round's folder."""
-    path = Path(c.out) / f"round-{number}" / f"pool-{method}.npy"
+    path = Path(c.out) / f"round-{number}" / f"pool-{name}.npy"
     if path.is_file():
         return np.load(path, allow_pickle=False)
-    generator = load_generator(current_checkpoint(c, number)) if method == "generator" else None
+    generator = load_generator(current_checkpoint(c, number)) if name == "generator" else None
     options = attacks.Options(steps=c.attack_steps, seed=c.seed + number, placement="paper")
-    function = attacks.method(method, generator, surrogates_of(c, detector) if method in attacks.OPTIMISED else None,
-                              options)  # fmt: skip
-    texture_size = generator.texture_size if generator else masking.TEXTURE
-    bank = templates.load_all(c.templates, texture_size)
-    rng = np.random.default_rng((c.seed, number, attacks.METHODS.index(method)))
+    surrogates = surrogates_of(c, detector) if name in attacks.OPTIMISED else None
+    method = attacks.method(name, generator, surrogates, options)
+    bank = templates.load_all(c.templates, method.texture_size)
+    rng = np.random.default_rng((c.seed, number, attacks.METHODS.index(name)))
     index = rng.integers(len(photos), size=c.pool)
-    pool = faced_masks(photos, index, function, bank, c.own_templates, rng, f"round {number}: {method}")
+    pool = faced_masks(photos, index, method, bank, c.own_templates, rng, f"round {number}: {name}")
     with files.replacing(path) as temporary, open(temporary, "wb") as f:
         np.save(f, pool)
     return pool
 
 
 def faced_masks(
-    photos: PreparedSet, index: np.ndarray, function: attacks.Method, bank: Tensor, own_templates: float,
+    photos: PreparedSet, index: np.ndarray, method: attacks.Method, bank: Tensor, own_templates: float,
     rng: np.random.Generator, title: str,
 ) -> np.ndarray:  # fmt: skip
     """The faces `index` (N,) of the set with the method's masks on, as they would be saved: uint8 (N, 3, S, S).
@@ -50,8 +49,8 @@ def faced_masks(
         face, landmarks = (torch.stack([item[key] for item in items]) for key in ("face", "landmarks"))
         template = torch.stack([draw_template(photos, bank, own_templates, rng) for _ in items])
         with torch.no_grad():
-            worn = function.wear(face, landmarks, function(face, landmarks, template))
-        result.append((worn * 255).round().clamp(0, 255).byte().numpy())
+            masked, _ = method.mask(face, landmarks, template)
+        result.append((masked * 255).round().clamp(0, 255).byte().numpy())
     return np.concatenate(result)
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import attacks, cli, files, masking, pretrained, templates
+from gan_mask import attacks, cli, files, pretrained, templates
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import looks
@@ -26,7 +26,7 @@ from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
 from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.faces import FaceFinder, read_image, to_tensors
-from gan_mask.generator import Generator, load_generator
+from gan_mask.generator import load_generator
 from gan_mask.harden import alarm as alarms
 from gan_mask.harden import pictures
 from gan_mask.harden.options import claimed
@@ -89,8 +89,8 @@ def rows_of(
     shown = templates.expand(c.templates)
     rows = [Row("none", "bare", lambda i: np.stack([photos.faces(int(k)).numpy() for k in i]), everybody)]
 
-    def faced(names: Sequence[str], method: attacks.Method, own: float = 0.0, net: Generator | None = None) -> Any:
-        bank = templates.load_all(names, net.texture_size if net else masking.TEXTURE)
+    def faced(names: Sequence[str], method: attacks.Method, own: float = 0.0) -> Any:
+        bank = templates.load_all(names, method.texture_size)
         return lambda i: faced_masks(photos, i, method, bank, own, np.random.default_rng(c.seed), "masks")
 
     def ordinary(index: np.ndarray) -> np.ndarray:
@@ -100,12 +100,15 @@ def rows_of(
         return (torch.stack(worn) * 255).round().byte().numpy()
 
     rows += [
-        Row("plain", "ordinary", faced(["plain"], attacks.Method(attacks.dm)), probes.index),
-        Row("cloth", "ordinary", faced(["cloth"], attacks.Method(attacks.dm)), probes.index),
+        Row("plain", "ordinary", faced(["plain"], attacks.Painted(attacks.dm)), probes.index),
+        Row("cloth", "ordinary", faced(["cloth"], attacks.Painted(attacks.dm)), probes.index),
         Row("random ordinary masks", "ordinary", ordinary, probes.index),
-        Row("dm", "faced", faced(shown, attacks.Method(attacks.dm)), probes.index),
+        Row("dm", "faced", faced(shown, attacks.Painted(attacks.dm)), probes.index),
         Row(
-            "dm, faces of other people of the set", "faced", faced(shown, attacks.Method(attacks.dm), 1.0), probes.index
+            "dm, faces of other people of the set",
+            "faced",
+            faced(shown, attacks.Painted(attacks.dm), 1.0),
+            probes.index,
         ),
     ]
     loaded = [pretrained.load_embedder(name) for name in c.embedders[:1]]
@@ -124,7 +127,7 @@ def rows_of(
         for checkpoint in checkpoints:
             net = load_generator(checkpoint)
             name = f"generator {Path(checkpoint).name}" + (" (adaptive)" if kind == "adaptive" else "")
-            rows.append(Row(name, kind, faced(shown, attacks.method("generator", net), net=net), probes.index))
+            rows.append(Row(name, kind, faced(shown, attacks.method("generator", net)), probes.index))
     return rows
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gan_mask import attacks, cli, files
+from gan_mask import cli, files
 from gan_mask.faces import read_image
 from gan_mask.sampling import contact_sheet
 from gan_mask.sampling.sampler import FAR, Row, Sampler
@@ -25,7 +25,7 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
         columns += [f"similarity_{name}", f"threshold_{name}"]
     for name in sampler.detectors:
         columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
-    if isinstance(sampler.method.paint, attacks.Optimised):
+    if sampler.method.optimises:
         columns += ["iterations", "attack_seconds"]
     columns += ["seconds", "note"]
     with files.replacing(path) as temporary:

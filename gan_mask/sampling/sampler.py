@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gan_mask import attacks, masking, pretrained, templates
+from gan_mask import attacks, pretrained, templates
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.cli.methods import method_options
 from gan_mask.errors import GanMaskError
@@ -21,7 +21,6 @@ from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
 from gan_mask.generator import SHIPPED, load_generator
 from gan_mask.landmarks import FRAMING
 from gan_mask.networks import OWN, GeneratorConfig
-from gan_mask.photos import wear_on_photo
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
 
@@ -80,9 +79,13 @@ class Sampler:
             return [random.Random(f"{self.seed} {photo.name} {face}").choice(faces) for photo, face in wearers]
         return [self.template] * len(wearers)
 
-    def _bank(self, names: Sequence[str], size: tuple[int, int]) -> Tensor:
+    def _bank(self, names: Sequence[str]) -> Tensor:
         """Textures (N, 3, h, w) of the templates."""
-        bank = templates.load_all(names, size) if self.own is None else self.own.expand(len(names), -1, -1, -1)
+        bank = (
+            templates.load_all(names, self.method.texture_size)
+            if self.own is None
+            else self.own.expand(len(names), -1, -1, -1)
+        )
         return bank.to(self.device)
 
     @torch.no_grad()
@@ -91,24 +94,20 @@ class Sampler:
         wearers = [(photo, index) for photo in photos for index in reversed(range(len(photo.faces)))]
         # All of them before the first mask is on, which may reach into a neighbour's crop.
         aligned = [align(p.image, p.faces[i].landmarks, self.config.size, self.config.margin) for p, i in wearers]
-        size = (self.config.texture_height, self.config.texture_width)
         for part, cut in zip(parts(wearers, self.batch_size), parts(aligned, self.batch_size), strict=True):
             crops, landmarks = to_tensors(cut, self.device)
             names = self.choose_templates(part, crops, landmarks)
-            bank = self._bank(names, size)
+            bank = self._bank(names)
             if self.harmonise:
                 bank = templates.harmonise(bank, crops, landmarks)
+            images, marks = [photo.image for photo, _ in part], [photo.faces[index].landmarks for photo, index in part]
             with contract.naming([photo.name for photo, _ in part]):
-                textures = self.method(crops, landmarks, bank)
-            assert textures is not None  # only the method 'none' wears nothing
-            own = masking.unwrap(crops, landmarks, size)
-            for (photo, index), name, texture, beneath in zip(part, names, textures, own, strict=True):
+                result = self.method.mask_photos(images, marks, crops, landmarks, bank)
+            for row, ((photo, index), name) in enumerate(zip(part, names, strict=True)):
                 photo.worn[index] = {"template": name}
-                how = (self.method.placement, self.method.softness)
-                wear_on_photo(photo.image, photo.faces[index].landmarks, texture, beneath, *how)
-            if record := self.method.record():
-                for (photo, index), iterations, seconds in zip(part, *(x.tolist() for x in record), strict=True):
-                    photo.worn[index] |= {"iterations": iterations, "attack_seconds": round(seconds, 3)}
+                if result.iterations is not None and result.seconds is not None:
+                    photo.worn[index]["iterations"] = int(result.iterations[row])
+                    photo.worn[index]["attack_seconds"] = round(float(result.seconds[row]), 3)
 
     @torch.no_grad()
     def look_at(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gan_mask import attacks, augment
+from gan_mask import attacks
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.data.shards import open_faces
 from gan_mask.errors import GanMaskError
@@ -40,12 +40,10 @@ class Validation:
 
     @torch.no_grad()
     def masked(self, generator: Generator | None) -> Tensor:
-        rows = []
-        for f, m, t in zip(self.face.split(16), self.landmarks.split(16), self.template.split(16), strict=True):
-            benign = attacks.method("dm", options=attacks.Options(placement=self.c.placement, softness=self.c.softness))
-            method = attacks.method("generator", generator) if generator else benign
-            rows.append(augment.round_to_8_bit(method.wear(f, m, method(f, m, t))))
-        return torch.cat(rows)
+        options = attacks.Options(placement=self.c.placement, softness=self.c.softness)
+        method = attacks.method("generator" if generator else "dm", generator, options=options)
+        parts = zip(self.face.split(16), self.landmarks.split(16), self.template.split(16), strict=True)
+        return torch.cat([method.mask(*part)[0] for part in parts])
 
     @torch.no_grad()
     def figures(self, generator: Generator) -> dict[str, float]:
