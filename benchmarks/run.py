@@ -43,6 +43,7 @@ from gan_mask.generator import Generator, load_generator
 from gan_mask.networks import Discriminator
 from gan_mask.sampling import batch as sampling_batch
 from gan_mask.sampling import command as sampling_command
+from gan_mask.sampling import masker as sampling_masker
 from gan_mask.sampling import sampler as sampling_sampler
 from gan_mask.sampling.folder import find_targets
 from gan_mask.training.options import TrainConfig
@@ -378,8 +379,8 @@ def sampling(quick: bool, device: str) -> dict[str, Any]:
         stages = Stages()
         parts = [
             (sampling_sampler, "read_image", "decode"), (sampler.finder, "_boxes", "detect"),
-            (sampler.finder, "landmarks", "landmarks"), (sampling_sampler, "align", "align"),
-            (type(sampler.method), "apply", "generate"), (attacks.base, "wear_on_photo", "wear"),
+            (sampler.finder, "landmarks", "landmarks"), (sampling_masker, "align", "align"),
+            (type(sampler.masker.method), "apply", "generate"), (attacks.base, "wear_on_photo", "wear"),
             (sampling_batch, "write", "encode"), (sampler, "look_at", "measure the original"),
             (sampling_batch, "score", "measure the written file"),
         ]  # fmt: skip

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gan_mask.generator import Generator, load_generator
     from gan_mask.masking import region, unwrap, wear
     from gan_mask.networks import GeneratorConfig
+    from gan_mask.sampling.one_photo import MaskedPhoto, mask_photo
     from gan_mask.training.options import TrainConfig
 
 _HOME = {
@@ -24,16 +25,20 @@ _HOME = {
     "FaceFinder": "faces",
     "align": "faces",
     "read_image": "faces",
+    "MaskedPhoto": "sampling.one_photo",
+    "mask_photo": "sampling.one_photo",
     "TrainConfig": "training.options",
 }
 __all__ = [
     "FaceFinder",
     "Generator",
     "GeneratorConfig",
+    "MaskedPhoto",
     "TrainConfig",
     "align",
     "attacks",
     "load_generator",
+    "mask_photo",
     "read_image",
     "region",
     "unwrap",

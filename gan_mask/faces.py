@@ -75,7 +75,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     Raises UnreadableImage, whatever is wrong with the file.
     """
     with opened(source, name) as image:
-        return _decode(image)
+        return decode(image)
 
 
 @contextmanager
@@ -131,7 +131,8 @@ def _too_large(found: str) -> str:
     return f"{found}, more than the limit of {MAX_PIXELS // 1_000_000} megapixels; scale it down first"
 
 
-def _decode(image: Image.Image) -> np.ndarray:
+def decode(image: Image.Image) -> np.ndarray:
+    """A picture of Pillow's as `read_image` gives it. Raises nearly any type where its file is damaged."""
     image.load()  # turns TIFF and HEIC upright, and then takes the tag away; PNG may have its EXIF after the pixels
     orientation = image.getexif().get(0x0112)
     if image.mode.startswith("I") or image.mode == "F":
@@ -436,7 +437,9 @@ def _resized(
     return part.resize((width, height), _BICUBIC, box=window, reducing_gap=3.0)
 
 
-def to_tensors(aligned: Sequence[tuple[np.ndarray, np.ndarray]], device: str = "cpu") -> tuple[Tensor, Tensor]:
+def to_tensors(
+    aligned: Sequence[tuple[np.ndarray, np.ndarray]], device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Aligned faces, as `align` gives them -> crops (B, 3, S, S) in [0, 1] and landmarks (B, 68, 2) px."""
     if not aligned:
         return torch.empty(0), torch.empty(0)

@@ -1,9 +1,11 @@
 """What a type checker knows of the public functions in other people's code; mypy reads this, nobody runs it."""
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from typing_extensions import assert_type
 
-from gan_mask import Generator, load_generator, region, unwrap, wear
+from gan_mask import Generator, MaskedPhoto, attacks, load_generator, mask_photo, region, unwrap, wear
 from gan_mask.pretrained import load_detector, load_embedder, load_perceptual
 
 
@@ -14,6 +16,24 @@ def masked_faces(faces: Tensor, landmarks: Tensor, templates: Tensor) -> None:
     assert_type(generator(faces, landmarks, templates, seed=1), Tensor)
     assert_type(generator.texture(faces, landmarks), Tensor)
     generator(faces)  # type: ignore[call-arg]  # without landmarks
+
+
+def masked_photo(array: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> None:
+    for photo in ("photo.jpg", Image.new("RGB", (9, 9)), array):
+        assert_type(mask_photo(photo, load_generator()), MaskedPhoto)
+    masked = mask_photo(array, load_generator(), template="match")
+    assert_type([face.template for face in masked.faces], list[str | None])
+    masked.save("masked.png")
+    mask_photo(array)  # type: ignore[call-arg]  # without a generator
+
+
+def methods(faces: Tensor, landmarks: Tensor, templates: Tensor) -> None:
+    method = attacks.method("dm")
+    assert_type(method, attacks.Method)
+    assert_type(method.apply(faces, landmarks, templates), attacks.Result)
+    assert_type(method.apply(faces, landmarks, templates).iterations, Tensor | None)
+    assert_type(method.mask(faces, landmarks, templates), tuple[Tensor, attacks.Result])
+    assert_type(method.texture_size, tuple[int, int])
 
 
 def geometry(faces: Tensor, landmarks: Tensor) -> None:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
+from PIL import Image
 
 # What training must not need: docs/dependencies.md
 OPTIONAL = (
@@ -45,8 +47,8 @@ def test_the_readme_example_names_exist() -> None:
 def test_public_names_are_listed_and_lead_somewhere() -> None:
     code = "import gan_mask as g; assert {*g.__all__} <= {*dir(g)}; print(*(getattr(g, n).__name__ for n in g.__all__))"
     assert python(code).split() == [
-        "FaceFinder", "Generator", "GeneratorConfig", "TrainConfig", "align", "gan_mask.attacks", "load_generator",
-        "read_image", "region", "unwrap", "wear",
+        "FaceFinder", "Generator", "GeneratorConfig", "MaskedPhoto", "TrainConfig", "align", "gan_mask.attacks",
+        "load_generator", "mask_photo", "read_image", "region", "unwrap", "wear",
     ]  # fmt: skip
     python("import gan_mask as g; assert not hasattr(g, 'masks')")
 
@@ -102,5 +104,8 @@ def test_the_readme_example_runs_with_the_shipped_checkpoint(tmp_path: Path) -> 
     photo = tmp_path / "photo.webp"
     photo.write_bytes(embedded_photo("id_0004/view_1"))
     example = code[1].replace("demo/photos/id_0004_view_1.webp", str(photo))
-    assert str(photo) in example and "load_generator()" in example
-    assert python(example + "print(*masked.shape, bool((masked != face).any()))") == "1 3 160 160 True\n"
+    example = example.replace('"masked.png"', repr(str(tmp_path / "masked.png")))
+    assert str(photo) in example and "load_generator()" in example and str(tmp_path / "masked.png") in example
+    assert python(example + "print(*masked.image.shape, len(masked.faces))") == "128 128 3 1\n"
+    before, after = (np.asarray(Image.open(path).convert("RGB")) for path in (photo, tmp_path / "masked.png"))
+    assert (before != after).any()

@@ -29,7 +29,7 @@ from gan_mask.networks import GeneratorConfig
 from gan_mask.photos import wear_on_photo
 from gan_mask.sampling import command, photo_files, sampler
 from gan_mask.sampling.folder import JOURNAL, find_targets
-from gan_mask.sampling.sampler import Photo, Sampler
+from gan_mask.sampling.masker import Masker, Photo
 
 PEOPLE = (4, 14, 56, 34, 20)
 CAFE = os.fsdecode(b"caf\xe9.png")  # a name that is not UTF-8
@@ -98,12 +98,8 @@ def finder() -> FaceFinder:
     return FaceFinder()
 
 
-def sampler_of(method: Any, finder: FaceFinder, batch_size: int) -> Sampler:
-    return Sampler(
-        source=Path("."), out=Path("."), config=GeneratorConfig(), method=attacks.Painted(method), method_name="dm",
-        checkpoint=None, template="face-001", harmonise=False, seed=0, largest=False, batch_size=batch_size,
-        device="cpu", finder=finder, embedders={}, detectors={}, own=None,
-    )  # fmt: skip
+def masker_of(method: Any, batch_size: int) -> Masker:
+    return Masker(attacks.Painted(method), GeneratorConfig(), "face-001", None, batch_size=batch_size)
 
 
 Run = Callable[..., int]
@@ -321,7 +317,7 @@ def test_masks_of_neighbours_do_not_depend_on_the_batch(finder: FaceFinder) -> N
             return (bank + faces.mean((1, 2, 3))[:, None, None, None] - 0.5).clamp(0, 1)  # something of the crop
 
         photo = Photo("a.png", image.copy(), faces)
-        sampler_of(method, finder, size).wear([photo])
+        masker_of(method, size).wear([photo])
         seen[size], worn[size] = torch.cat(crops), photo.image
     assert torch.equal(seen[1], seen[2])
     assert (worn[1] == worn[2]).all() and (worn[1] != image).any()

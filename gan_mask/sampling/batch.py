@@ -12,8 +12,9 @@ from torch import Tensor
 from gan_mask.faces import Face, UnreadableImage, read_image
 from gan_mask.sampling import photo_files
 from gan_mask.sampling.folder import Targets
+from gan_mask.sampling.masker import Photo, Row
 from gan_mask.sampling.photo_files import UnwritableImage
-from gan_mask.sampling.sampler import FAR, Photo, Row, Sampler
+from gan_mask.sampling.sampler import FAR, Sampler
 
 
 def process(sampler: Sampler, photos: Sequence[Photo], targets: Mapping[str, Targets]) -> dict[str, list[Row]]:
@@ -25,7 +26,7 @@ def process(sampler: Sampler, photos: Sequence[Photo], targets: Mapping[str, Tar
     rows: dict[str, list[Row]] = {p.name: [{"photo": p.name, "status": "no face"}] for p in photos if not p.faces}
     if clean:
         before = sampler.look_at(clean, [photo.name for photo in with_faces for _ in photo.faces])
-        sampler.wear(with_faces)
+        sampler.masker.wear(with_faces)
         for photo in with_faces:
             rows[photo.name] = write(sampler, photo, targets[photo.name])
         is_written = [rows[photo.name][0]["status"] == "ok" for photo in with_faces for _ in photo.faces]

@@ -25,8 +25,9 @@ from gan_mask.sampling.folder import (
     find_targets,
     old_copies,
 )
+from gan_mask.sampling.masker import Photo, Row
 from gan_mask.sampling.output import print_old_copies, print_summary, write_gallery, write_overview, write_table
-from gan_mask.sampling.sampler import Photo, Row, Sampler, checkpoint_of, load
+from gan_mask.sampling.sampler import Sampler, checkpoint_of, load
 from gan_mask.values import FRACTION, SEED, Range
 
 T = TypeVar("T")
@@ -105,8 +106,8 @@ def settings(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
         folder = checkpoint_of(args)
         values["weights"] = [files.sha256(p) for p in sorted(folder.rglob("*.safetensors"))]
     values["networks"] = fingerprints(sampler.embedders, sampler.detectors)
-    if Path(sampler.template).is_file():
-        values["template_file"] = files.sha256(sampler.template)
+    if Path(sampler.masker.template).is_file():
+        values["template_file"] = files.sha256(sampler.masker.template)
     return belongs.inputs("masked photos", values)
 
 

@@ -15,7 +15,7 @@ from gan_mask.data.photo_source import walk
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage
 from gan_mask.sampling import photo_files
-from gan_mask.sampling.sampler import Row
+from gan_mask.sampling.masker import Row
 
 JOURNAL = ".sample.jsonl"  # in OUT: the settings, then one line per finished photo
 TABLE, OVERVIEW, GALLERY = OURS = ("results.csv", "overview.png", "gallery.html")  # beside the photos in OUT

@@ -12,7 +12,8 @@ from PIL import Image
 from gan_mask import cli, files
 from gan_mask.faces import read_image
 from gan_mask.sampling import contact_sheet
-from gan_mask.sampling.sampler import FAR, Row, Sampler
+from gan_mask.sampling.masker import Row
+from gan_mask.sampling.sampler import FAR, Sampler
 
 PAIRS = 12  # faces on the overview, some 300 kB each
 IN_GALLERY = 200  # faces in the gallery
@@ -25,7 +26,7 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
         columns += [f"similarity_{name}", f"threshold_{name}"]
     for name in sampler.detectors:
         columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
-    if sampler.method.optimises:
+    if sampler.masker.method.optimises:
         columns += ["iterations", "attack_seconds"]
     columns += ["seconds", "note"]
     with files.replacing(path) as temporary:

@@ -55,16 +55,20 @@ class Original:
 def read_original(path: Path) -> Original:
     """Format and metadata of a readable image file."""
     with opened(path) as image:
-        frames = 1 if image.format == "MPO" else _frames(image)  # MPO's others are views of the first
-        profile = image.info.get("icc_profile")
-        if profile is not None and (profile[16:20] != b"RGB " or image.mode not in ("RGB", "RGBA", "P")):
-            profile = None  # it describes CMYK or grey, and the masked photo is RGB
-        try:
-            exif = _kept(image.getexif())
-            exif.tobytes()
-        except Exception:  # Pillow raises nearly any type on damaged metadata; the picture matters more
-            exif = Image.Exif()
-        return Original(image.format or "", frames, exif, profile)
+        return original_of(image)
+
+
+def original_of(image: Image.Image) -> Original:
+    frames = 1 if image.format == "MPO" else _frames(image)  # MPO's others are views of the first
+    profile = image.info.get("icc_profile")
+    if profile is not None and (profile[16:20] != b"RGB " or image.mode not in ("RGB", "RGBA", "P")):
+        profile = None  # it describes CMYK or grey, and the masked photo is RGB
+    try:
+        exif = _kept(image.getexif())
+        exif.tobytes()
+    except Exception:  # Pillow raises nearly any type on damaged metadata; the picture matters more
+        exif = Image.Exif()
+    return Original(image.format or "", frames, exif, profile)
 
 
 def _frames(image: Image.Image) -> int:
