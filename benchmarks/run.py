@@ -46,6 +46,7 @@ from gan_mask.sampling import command as sampling_command
 from gan_mask.sampling import masker as sampling_masker
 from gan_mask.sampling import sampler as sampling_sampler
 from gan_mask.sampling.folder import find_targets
+from gan_mask.sampling.options import SampleConfig
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule
 from gan_mask.training.step import discriminator_terms, dress, generator_terms
@@ -372,8 +373,8 @@ def sampling(quick: bool, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         few, many = Path(folder) / "few", Path(folder) / "many"
         write_photos(few, count, side)
-        command = ["--faces", str(few), "--out", f"{folder}/out", "--device", device, "--batch-size", "8"]
-        sampler = sampling_command.load(sampling_command.arguments(command))
+        config = SampleConfig(str(few), f"{folder}/out", device="cuda" if device == "cuda" else "cpu", batch_size=8)
+        sampler = sampling_command.load(config)
         names = sorted(path.relative_to(few).as_posix() for path in few.rglob("*.jpg"))
         targets = find_targets(names)
         stages = Stages()
@@ -400,7 +401,7 @@ def sampling(quick: bool, device: str) -> dict[str, Any]:
             write_photos(many, 4 * count, side)
             peaks = {}
             for source, photos in ((few, count), (many, 4 * count)):
-                options = [*command[4:], "--faces", str(source), "--out", f"{source}-masked"]
+                options = ["--device", device, "--batch-size", "8", "--faces", str(source), "--out", f"{source}-masked"]
                 peaks[f"{photos} photos"] = peak_memory(["sample.py", *options])
             result["peak memory, MiB"] = peaks
     return result

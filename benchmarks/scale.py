@@ -129,7 +129,9 @@ def write_holes(folder: Path, faces: int, per_shard: int = 10_000, length: int =
 def networks(_: Path, __: Path, ___: int) -> dict[str, Any]:
     result = {}
     for name in ("quickstart", "lfw"):
-        c = cli.parse(TrainConfig, ["--config", str(REPOSITORY / f"configs/{name}.yaml")], "")
+        c = cli.parse(
+            TrainConfig, ["--data", "X", "--out", "Y", "--config", str(REPOSITORY / f"configs/{name}.yaml")], ""
+        )
         net = Generator(widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel).net
         counts = [sum(p.numel() for p in m.parameters()) for m in (net, Discriminator(c.discriminator_width))]
         size = 4 * sum(counts)  # float32 gradients, also under bf16

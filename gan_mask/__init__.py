@@ -8,11 +8,17 @@ from gan_mask._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gan_mask import attacks
+    from gan_mask.evaluation.command import evaluate
+    from gan_mask.evaluation.options import EvaluationConfig
+    from gan_mask.evaluation.report import Report
     from gan_mask.faces import FaceFinder, align, read_image
     from gan_mask.generator import Generator, load_generator
     from gan_mask.masking import region, unwrap, wear
     from gan_mask.networks import GeneratorConfig
+    from gan_mask.sampling.command import sample
     from gan_mask.sampling.one_photo import MaskedPhoto, mask_photo
+    from gan_mask.sampling.options import SampleConfig
+    from gan_mask.training.loop import train
     from gan_mask.training.options import TrainConfig
 
 _HOME = {
@@ -27,20 +33,32 @@ _HOME = {
     "read_image": "faces",
     "MaskedPhoto": "sampling.one_photo",
     "mask_photo": "sampling.one_photo",
+    "sample": "sampling.command",
+    "SampleConfig": "sampling.options",
+    "evaluate": "evaluation.command",
+    "EvaluationConfig": "evaluation.options",
+    "Report": "evaluation.report",
+    "train": "training.loop",
     "TrainConfig": "training.options",
 }
 __all__ = [
+    "EvaluationConfig",
     "FaceFinder",
     "Generator",
     "GeneratorConfig",
     "MaskedPhoto",
+    "Report",
+    "SampleConfig",
     "TrainConfig",
     "align",
     "attacks",
+    "evaluate",
     "load_generator",
     "mask_photo",
     "read_image",
     "region",
+    "sample",
+    "train",
     "unwrap",
     "wear",
 ]

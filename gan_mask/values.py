@@ -57,12 +57,24 @@ WEIGHT = Range(0, 1_000_000)
 LEARNING_RATE = Range(above=0, high=10)
 
 
-def option(default: Any, help: str, group: str = "", required: bool = False, within: Range | None = None) -> Any:
+def option(
+    default: Any,
+    help: str,
+    group: str = "",
+    required: bool = False,
+    within: Range | None = None,
+    shown: str = "",
+    metavar: str = "",
+    aliases: tuple[str, ...] = (),
+) -> Any:
     """A dataclass field whose `--help` line is `help`. group: heading above it and those that follow.
 
-    required: the help says so instead of a default, and `check` asks for it. within: of a number, or of each of many.
+    required: `check` asks for a value, for one at least of many; without a default the help says so in its place.
+    within: of a number, or of each of many. shown: the default in words. metavar: what stands for a value in the help.
+    aliases: other names of the option.
     """
     metadata = {"help": help, "group": group, "required": required, "within": within}
+    metadata |= {"shown": shown, "metavar": metavar, "aliases": aliases}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -91,12 +103,12 @@ def from_values(cls: type[T], values: dict[str, Any], label: Callable[[str], str
     return cls(**{f.name: _checked(f, values[f.name], types[f.name], label) for f in fields})
 
 
-def check(config: Any, label: Callable[[str], str] = underscored) -> None:
-    """Of options made in Python: GanMaskError names one that is missing, of another kind, or out of range."""
+def check(config: Any, label: Callable[[str], str] = str) -> None:
+    """GanMaskError names an option that is missing, of another kind, or out of range; by default as the field it is."""
     types = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.metadata.get("required") and not value:
+        if field.metadata.get("required") and value in ("", ()):
             raise GanMaskError(f"{label(field.name)} is missing: {field.metadata['help']}")
         _checked(field, value, types[field.name], label)
 
@@ -120,6 +132,10 @@ def convert(value: Any, kind: Any, within: Range | None) -> Any:
     """`value`, a string or what JSON made of it, as `kind`; ValueError where it is none, or not `within` its range."""
     if isinstance(kind, UnionType):  # `kind | None`
         return None if value is None else convert(value, typing.get_args(kind)[0], within)
+    if dataclasses.is_dataclass(kind):  # it checks itself
+        if not isinstance(value, kind):  # type: ignore[arg-type]
+            raise ValueError
+        return value
     if typing.get_origin(kind) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         if len(items) > MOST_ITEMS:
@@ -168,6 +184,8 @@ def complaint(value: Any, kind: Any, within: Range | None) -> str:
 def _expected(kind: Any, within: Range | None) -> str:
     if isinstance(kind, UnionType):
         kind = typing.get_args(kind)[0]
+    if dataclasses.is_dataclass(kind):
+        return getattr(kind, "__name__", "")
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

@@ -5,7 +5,23 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import assert_type
 
-from gan_mask import Generator, MaskedPhoto, attacks, load_generator, mask_photo, region, unwrap, wear
+from gan_mask import (
+    EvaluationConfig,
+    Generator,
+    MaskedPhoto,
+    Report,
+    SampleConfig,
+    TrainConfig,
+    attacks,
+    evaluate,
+    load_generator,
+    mask_photo,
+    region,
+    sample,
+    train,
+    unwrap,
+    wear,
+)
 from gan_mask.pretrained import load_detector, load_embedder, load_perceptual
 
 
@@ -25,6 +41,19 @@ def masked_photo(array: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> No
     assert_type([face.template for face in masked.faces], list[str | None])
     masked.save("masked.png")
     mask_photo(array)  # type: ignore[call-arg]  # without a generator
+
+
+def commands() -> None:
+    report = evaluate(EvaluationConfig(data="set", out="report", methods=("dm", "mf2m"), checkpoint=None))
+    assert_type(report, Report)
+    assert_type(report.rates["held-out"]["0.001"]["dm"]["joint success"]["rate"], float | int | None)
+    assert_type(report.broken, list[str])
+    config = SampleConfig(faces="photos", out="masked", method="mf2m", attack=attacks.Options(steps=20))
+    assert_type(config.checkpoint, str | None)
+    sample(config)
+    SampleConfig(faces="photos", out="masked", method="mf3m")  # type: ignore[arg-type]
+    EvaluationConfig(data="set", out="report", probs=3)  # type: ignore[call-arg]
+    train(TrainConfig(data="set", out="run", steps=100))
 
 
 def methods(faces: Tensor, landmarks: Tensor, templates: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from PIL import Image
 
-from gan_mask import attacks, evaluation, masking, pretrained, templates, weights
+from gan_mask import EvaluationConfig, attacks, evaluate, evaluation, masking, pretrained, templates, weights
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance, command, gate, groups, looks, realism, run
@@ -320,6 +320,20 @@ def test_a_whole_run(evaluated, prepared):
             assert np.abs(faces[name][region].astype(int) - clean[region]).mean() > 4
     assert Image.open(out / "strip.png").size == (8 * 64, 4 * 64)
     assert not list(out.rglob("*.tmp"))
+
+
+def test_the_same_options_in_code_go_on_with_the_commands_folder(evaluated, fakes, prepared, monkeypatch):
+    out, report, _ = evaluated
+    monkeypatch.setattr(run, "write_masked", None)  # nothing is left to do
+    found = evaluate(
+        EvaluationConfig(
+            data=str(prepared), out=str(out), methods=("plain", "dm", "advnoise-dm"), surrogates=("fake",),
+            detectors=("fake",), stored_thresholds=True, templates=("face-001", "cloth-dots"), changed_probes=3,
+            attack=attacks.Options(steps=2), require=("face_found<0",),
+        )
+    )  # fmt: skip
+    assert found.rates == report["rates"] and found.looks == report["looks"] and found.probes == report["probes"]
+    assert found.broken and "face_found<0: surrogates/advnoise-dm has" in found.broken[0]
 
 
 def test_report_follows_from_the_table_of_probes(evaluated):

@@ -10,7 +10,7 @@ import pytest
 from conftest import embedded_photo
 from PIL import ExifTags, Image
 
-from gan_mask import FaceFinder, Generator, MaskedPhoto, mask_photo, sampling
+from gan_mask import FaceFinder, Generator, MaskedPhoto, SampleConfig, mask_photo, sample, sampling
 from gan_mask.errors import GanMaskError
 from gan_mask.sampling import photo_files
 
@@ -34,7 +34,7 @@ def two_people() -> Image.Image:
 
 
 def test_a_file_a_picture_and_an_array_give_what_the_command_writes(
-    generator: Generator, finder: FaceFinder, tmp_path: Path
+    generator: Generator, finder: FaceFinder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photos").mkdir()
     file = tmp_path / "photos" / "two.png"
@@ -42,6 +42,11 @@ def test_a_file_a_picture_and_an_array_give_what_the_command_writes(
     generator.save_pretrained(tmp_path / "checkpoint")
     options = ["--faces", str(file), "--out", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "checkpoint")]
     sampling.main([*options, "--embedders", "--detectors"])
+    config = SampleConfig(
+        faces=str(file), out=str(tmp_path / "out"), checkpoint=str(tmp_path / "checkpoint"), embedders=(), detectors=()
+    )
+    rows = sample(config)
+    assert "1 of 1 photos were done before" in capsys.readouterr().out and len(rows) == 2
     written = np.asarray(Image.open(tmp_path / "out" / "two.png"))
     assert (written != np.asarray(two_people())).any()
     array = np.asarray(two_people())

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, parser_of, status
 
-from gan_mask import attacks, cli, pretrained, training
+from gan_mask import EvaluationConfig, SampleConfig, attacks, cli, evaluate, pretrained, sample, training
+from gan_mask.cli.methods import parse_with_attack
 from gan_mask.data.prepare import Settings, prepare
 from gan_mask.errors import GanMaskError
 from gan_mask.harden import alarm, table
@@ -23,7 +24,7 @@ from gan_mask.training.options import TrainConfig
 CASES = Path(__file__).parent / "cases"
 DATACLASSES = (
     TrainConfig, harden_options.HardenConfig, table.TableConfig, alarm.AlarmConfig, attacks.Options,
-    GeneratorConfig, Settings,
+    GeneratorConfig, Settings, SampleConfig, EvaluationConfig,
 )  # fmt: skip
 FOLDERS = {
     "training": "--data X --out Y", "harden": "--data X --out Y --against dm", "harden.table": "--data X --out Y",
@@ -95,12 +96,22 @@ def test_no_number_is_taken_without_a_range(module, monkeypatch):
 
 
 def test_options_made_in_python_are_checked_too(tmp_path):
-    with pytest.raises(GanMaskError, match="--learning_rate: expected a number above 0 .*, got -1"):
+    with pytest.raises(GanMaskError, match="^learning_rate: expected a number above 0 .*, got -1"):
         train(TrainConfig(data="X", out=str(tmp_path / "out"), learning_rate=-1))
-    with pytest.raises(GanMaskError, match="--step-size: expected a number from 0 to 1, got 2"):
+    with pytest.raises(GanMaskError, match="^step_size: expected a number from 0 to 1, got 2"):
         attacks.Options(step_size=2)
     with pytest.raises(GanMaskError, match="--min-score: expected a number from 0 to 1, got nan"):
         prepare("synthetic", tmp_path / "out", Settings(min_score=math.nan))
+    with pytest.raises(GanMaskError, match="^min_score: expected a number from 0 to 1, got 90"):
+        sample(SampleConfig(faces="X", out=str(tmp_path / "out"), min_score=90))
+    with pytest.raises(GanMaskError, match="^faces is missing: folder of photos"):
+        sample(SampleConfig(out=str(tmp_path / "out")))
+    with pytest.raises(GanMaskError, match="^far: expected a number above 0 and below 1, got 1"):
+        evaluate(EvaluationConfig(data="X", out=str(tmp_path / "out"), far=1))
+    with pytest.raises(GanMaskError, match="^method: expected one of plain, dm, .*, got 'mf3m'"):
+        sample(SampleConfig(faces="X", out=str(tmp_path / "out"), method="mf3m"))
+    with pytest.raises(GanMaskError, match="^attack.seed: it is the run's own"):
+        attacks.Options(seed=3).within(0, "paper", 0.03)
     assert not (tmp_path / "out").exists()
 
 
@@ -117,11 +128,10 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 @pytest.mark.parametrize("spelling", ["--batch_size", "--batch-size"])
 def test_underscores_and_dashes_are_one_option_everywhere(spelling, capsys):
-    from gan_mask.sampling.command import arguments
-
     assert "batch_size: 5\n" in printed(capsys, spelling, "5")
     assert "batch_size: 6\n" in printed(capsys, f"{spelling}=6")
-    assert arguments(["--faces", "X", "--out", "Y", spelling, "7"]).batch_size == 7
+    config = parse_with_attack(SampleConfig, ["--faces", "X", "--out", "Y", spelling, "7"], "sample.py", None)
+    assert config.batch_size == 7
     # A value keeps its dashes and underscores.
     assert "out: my-run_1\n" in printed(capsys, "--out", "my-run_1") and "out: a_b-c\n" in printed(
         capsys, "--out=a_b-c"
@@ -155,6 +165,16 @@ def test_yaml_is_checked_like_the_command_line(line, complaint, tmp_path, capsys
     path.write_text(line + "\n")
     assert status(training.main, ["--config", str(path), "--data", "X", "--out", str(tmp_path / "out")]) == 2
     assert complaint in capsys.readouterr().err
+    with pytest.raises(GanMaskError, match="^min_score: expected a number from 0 to 1, got 90"):
+        sample(SampleConfig(faces="X", out=str(tmp_path / "out"), min_score=90))
+    with pytest.raises(GanMaskError, match="^faces is missing: folder of photos"):
+        sample(SampleConfig(out=str(tmp_path / "out")))
+    with pytest.raises(GanMaskError, match="^far: expected a number above 0 and below 1, got 1"):
+        evaluate(EvaluationConfig(data="X", out=str(tmp_path / "out"), far=1))
+    with pytest.raises(GanMaskError, match="^method: expected one of plain, dm, .*, got 'mf3m'"):
+        sample(SampleConfig(faces="X", out=str(tmp_path / "out"), method="mf3m"))
+    with pytest.raises(GanMaskError, match="^attack.seed: it is the run's own"):
+        attacks.Options(seed=3).within(0, "paper", 0.03)
     assert not (tmp_path / "out").exists()
 
 
@@ -162,7 +182,8 @@ def test_booleans_of_yaml(tmp_path):
     path = tmp_path / "options.yaml"
     for word, value in (("yes", True), ("on", True), ("true", True), ("no", False), ("Off", False)):
         path.write_text(f"crops: {word}\n")
-        assert cli.parse(table.TableConfig, ["--config", str(path)], "").crops is value
+        argv = ["--data", "X", "--out", "Y", "--config", str(path)]
+        assert cli.parse(table.TableConfig, argv, "").crops is value
 
 
 @pytest.mark.parametrize("load", [pretrained.load_embedder, pretrained.load_detector])

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gan_mask.evaluation import command, page
+from gan_mask.cli.methods import flat, parse_with_attack
+from gan_mask.evaluation import page
+from gan_mask.evaluation.options import EvaluationConfig
 from gan_mask.evaluation.realism import FROZEN, TRAINED
 from gan_mask.sampling import gallery
 from gan_mask.sampling.contact_sheet import Pair
@@ -222,13 +224,16 @@ def test_the_same_report_gives_the_same_bytes(report: dict[str, Any], out: Path)
     "given", [[], ["--fars"], ["--surrogates", "--detectors"], ["--require", "generator joint success >= 0.1"]]
 )
 def test_the_command_means_the_same_options(report: dict[str, Any], out: Path, given: list[str]) -> None:
-    options = vars(command.arguments(["--data", "my set", "--out", "OUT", *given]))
+    def options_of(words: list[str]) -> dict[str, Any]:
+        return flat(parse_with_attack(EvaluationConfig, words, "evaluation", None))
+
+    options = options_of(["--data", "my set", "--out", "OUT", "--steps", "7", *given])
     report["command"] = {k: v for k, v in options.items() if k != "out"}
     written(report, out)
     printed = next(text for text in (out / "index.html").read_text().split("<pre>")[1:]).split("</pre>")[0]
     words = shlex.split(unescape(printed))
     assert words[:3] == ["python", "-m", "gan_mask.evaluation"]
-    assert vars(command.arguments(words[3:])) == options
+    assert options["steps"] == 7 and options_of(words[3:]) == options
 
 
 def test_a_recogniser_that_misses_nobody_has_an_empty_det_plot(report: dict[str, Any], out: Path) -> None:

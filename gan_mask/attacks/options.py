@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gan_mask import masking, values
 from gan_mask.attacks.surrogates import Goal
+from gan_mask.errors import GanMaskError
 from gan_mask.networks import KERNEL
 from gan_mask.values import FRACTION, WEIGHT, Range, option
 
@@ -44,7 +45,14 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        values.check(self, values.dashed)
+        values.check(self)
+
+    def within(self, seed: int, placement: masking.PlacementName, softness: float) -> Options:
+        """Of a run that has these three for all of its methods. GanMaskError where they are given here, too."""
+        for name in ("seed", "placement", "softness"):
+            if getattr(self, name) != getattr(Options, name):
+                raise GanMaskError(f"attack.{name}: it is the run's own; leave it out of attack")
+        return replace(self, seed=seed, placement=placement, softness=softness)
 
     @property
     def goal(self) -> Goal:

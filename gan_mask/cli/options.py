@@ -18,7 +18,7 @@ import yaml
 from gan_mask._version import __version__
 from gan_mask.cli.messages import Messages, printable
 from gan_mask.errors import GanMaskError
-from gan_mask.values import Range, complaint, convert, from_values, to_dict
+from gan_mask.values import Range, check, complaint, convert, from_values, to_dict, underscored
 
 T = TypeVar("T")
 LARGEST_FILE = 100_000  # bytes of a YAML file
@@ -90,13 +90,15 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str) -> T:
     if print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
+    check(config, underscored)
     return config
 
 
 def add_options(parser: argparse._ActionsContainer, cls: type[Any], separator: str = "_") -> None:
     """One `--option` per field of the dataclass `cls` that has a help line; those not given stay out of the namespace.
 
-    separator: between the words of an option's name, '_' or '-'.
+    separator: between the words of an option's name, '_' or '-'. With '_' a YAML file may give what the command line
+    does not, and a boolean takes a value; with '-' required options are asked for here, and a boolean is a switch.
     """
     types = typing.get_type_hints(cls)
     group = parser
@@ -105,14 +107,22 @@ def add_options(parser: argparse._ActionsContainer, cls: type[Any], separator: s
             continue
         if field.metadata["group"]:
             group = parser.add_argument_group(field.metadata["group"])
-        many = typing.get_origin(types[field.name]) is tuple
+        told, kind = field.metadata, types[field.name]
+        names = [f"--{name}" for name in (field.name.replace("_", separator), *told["aliases"])]
+        given: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+        if kind is bool and separator == "-":
+            group.add_argument(*names, **given, action="store_true", help=told["help"].replace("%", "%%"))
+            continue
+        if typing.get_origin(kind) is tuple:
+            kind = typing.get_args(kind)[0]
+            given["nargs"] = "+" if told["required"] else "*"
         group.add_argument(
-            f"--{field.name.replace('_', separator)}",
-            nargs="*" if many else None,
-            type=_typed(typing.get_args(types[field.name])[0] if many else types[field.name], field.metadata["within"]),
-            default=argparse.SUPPRESS,
-            metavar=_metavar(types[field.name]),
-            help=f"{field.metadata['help']} ({_shown(field)})".replace("%", "%%"),
+            *names,
+            **given,
+            type=_typed(kind, told["within"]),
+            required=separator == "-" and told["required"] and not field.default,
+            metavar=told["metavar"] or _metavar(types[field.name]),
+            help=f"{told['help']} ({_shown(field)})".replace("%", "%%"),
         )
 
 
@@ -157,9 +167,9 @@ def to_yaml(config: Any) -> str:
 
 
 def _shown(field: dataclasses.Field[Any]) -> str:
-    if field.metadata["required"]:
+    if field.metadata["required"] and not field.default:
         return "required"
-    default = field.default
+    default = field.metadata["shown"] or field.default
     if isinstance(default, tuple):
         default = " ".join(map(str, default))
     if default == "":

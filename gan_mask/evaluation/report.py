@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from gan_mask._version import __version__
+from gan_mask.cli.methods import flat
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import groups, identification, rates, verification
 from gan_mask.evaluation.clean import Clean
 from gan_mask.evaluation.intervals import Cell, interval, of_statistic
 from gan_mask.evaluation.looks import Looks
+from gan_mask.evaluation.options import EvaluationConfig
 from gan_mask.evaluation.protocol import Probes, one_of_each
 from gan_mask.evaluation.run import Experiment
 
@@ -25,8 +27,43 @@ CURVE = 20_000  # impostor scores that equal error rates are computed with, even
 FPIR = 0.01
 
 
-def report_of(
-    args: argparse.Namespace,
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found; a cell is {rate, low, high, probes}, with its 95 % interval over identities."""
+
+    figures: dict[str, Any]  # all of report.json
+
+    @property
+    def probes(self) -> int:
+        return int(self.figures["probes"])
+
+    @property
+    def identities(self) -> int:
+        return int(self.figures["identities"])
+
+    @property
+    def rates(self) -> dict[str, dict[str, dict[str, dict[str, Cell]]]]:
+        """Set of networks -> FAR, as "0.001" -> method -> measure -> cell."""
+        return self.figures["rates"]
+
+    @property
+    def looks(self) -> dict[str, dict[str, Cell]]:
+        """Method -> measure -> cell."""
+        return self.figures["looks"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be measured, and why."""
+        return self.figures["notes"]
+
+    @property
+    def broken(self) -> list[str]:
+        """Why limits do not hold; [] where all do."""
+        return [reason for reasons in self.figures["limits"].values() for reason in reasons]
+
+
+def figures_of(
+    c: EvaluationConfig,
     e: Experiment,
     sets: rates.Sets,
     calibration: Mapping[str, dict[str, Any]],
@@ -38,68 +75,94 @@ def report_of(
     """All figures that depend on data, options and seed alone: the same again in a second run."""
     people = e.probes.identity
     seen = {name: rates.seen_of(s, clean.mates) for name, s in looked.items()}
-    fars = {f"{args.far:g}", *(far for c in calibration.values() for far in c["thresholds"])}
-    at = {far: {name: c["thresholds"].get(far, np.nan) for name, c in calibration.items()} for far in fars}
-    headline = at[f"{args.far:g}"]
-    title_of = {name: title for title, networks in sets.items() for group in networks for name in group}
-    notes = [f"{n}, FAR {far}: {why}" for n, c in calibration.items() for far, why in c["refused"].items()]
-    report: dict[str, Any] = {
-        "version": __version__,
-        "data": str(args.data),
-        "split": " ".join(args.split),
-        "seed": args.seed,
-        "probes": len(people),
-        "identities": len(set(people)),
-        "far": args.far,
-        "fars": sorted(map(float, fars), reverse=True),
-        "templates": args.templates,
-        "checkpoint": args.checkpoint or ("shipped" if "generator" in e.methods else None),
-        "command": {k: v for k, v in vars(args).items() if k not in ("out", "cache", "device")},
-        "embedders": {name: {"set": title_of[name], **c} for name, c in calibration.items()},
-        "detectors": {name: {"set": title_of[name]} for name in e.detectors},
-        "rates": {
-            title: {
-                far: rates.table(seen, at[far], networks, people)
-                for far in sorted(fars, key=float)
-                if all(far in calibration[name]["thresholds"] for name in networks[0])
-            }
-            for title, networks in sets.items()
-        },
-        "transfer": rates.transfer(seen, headline, sets, people),
-        "groups": {
-            title: groups.table(seen, headline, networks, people, estimated) for title, networks in sets.items()
-        },
-        "verification": {},
-        "identification": {},
+    fars = {f"{c.far:g}", *(far for found in calibration.values() for far in found["thresholds"])}
+    at = {far: {name: found["thresholds"].get(far, np.nan) for name, found in calibration.items()} for far in fars}
+    headline = at[f"{c.far:g}"]
+    figures = header(c, e, sets, calibration, sorted(map(float, fars), reverse=True))
+
+    # Rates of each set of networks
+    figures["rates"] = {
+        title: {
+            far: rates.table(seen, at[far], networks, people)
+            for far in sorted(fars, key=float)
+            if all(far in calibration[name]["thresholds"] for name in networks[0])
+        }
+        for title, networks in sets.items()
     }
+    figures["transfer"] = rates.transfer(seen, headline, sets, people)
+    figures["groups"] = {
+        title: groups.table(seen, headline, networks, people, estimated) for title, networks in sets.items()
+    }
+
+    # Each recogniser by itself
+    notes = [f"{n}, FAR {far}: {why}" for n, found in calibration.items() for far, why in found["refused"].items()]
+    figures |= {"verification": {}, "identification": {}}
     for name in e.embedders:
-        thresholds = calibration[name]["thresholds"]
-        scores = clean.impostor_scores(name)
-        report["verification"][name] = verify(seen, scores, name, thresholds, people)
-        report["identification"][name], refused = identify(looked, clean, name, e.probes, args.distractors)
+        thresholds, scores = calibration[name]["thresholds"], clean.impostor_scores(name)
+        figures["verification"][name] = verify(seen, scores, name, thresholds, people)
+        figures["identification"][name], refused = identify(looked, clean, name, e.probes, c.distractors)
         notes += refused
+
+    # What is left of it under changes of the files
     if changed:
-        mates = {name: vectors[e.changed] for name, vectors in clean.mates.items()}
-        under = {
-            method: {
-                change: rates.seen_of(s, mates)
-                for change, s in {"unchanged": looked[method].rows(e.changed), **row}.items()
-            }
-            for method, row in changed.items()
-        }
-        clean_probes = under["none"]["unchanged"]
-        report["robustness"] = {
-            title: rates.joint_under(under, clean_probes, headline, networks, people[e.changed])
-            for title, networks in sets.items()
-            if all(networks)
-        }
-        report["robustness_probes"] = len(e.changed)
-    report["notes"] = notes
-    report["pictures"] = {
+        figures["robustness"] = robustness(e, sets, clean, looked, changed, headline)
+        figures["robustness_probes"] = len(e.changed)
+    figures["notes"] = notes
+    figures["pictures"] = {
         "strip": "strip.png",
         "faces": {m: [str(p.relative_to(e.out).as_posix()) for p in e.paths(m)] for m in e.methods},
     }
-    return report
+    return figures
+
+
+def header(
+    c: EvaluationConfig,
+    e: Experiment,
+    sets: rates.Sets,
+    calibration: Mapping[str, dict[str, Any]],
+    fars: Sequence[float],
+) -> dict[str, Any]:
+    """What was measured, and how."""
+    title_of = {name: title for title, networks in sets.items() for group in networks for name in group}
+    return {
+        "version": __version__,
+        "data": c.data,
+        "split": " ".join(c.split),
+        "seed": c.seed,
+        "probes": len(e.probes.identity),
+        "identities": len(set(e.probes.identity)),
+        "far": c.far,
+        "fars": fars,
+        "templates": list(c.templates),
+        "checkpoint": c.checkpoint or ("shipped" if "generator" in e.methods else None),
+        "command": {k: v for k, v in flat(c).items() if k not in ("out", "cache", "device")},
+        "embedders": {name: {"set": title_of[name], **found} for name, found in calibration.items()},
+        "detectors": {name: {"set": title_of[name]} for name in e.detectors},
+    }
+
+
+def robustness(
+    e: Experiment,
+    sets: rates.Sets,
+    clean: Clean,
+    looked: Mapping[str, Looks],
+    changed: Mapping[str, Mapping[str, Looks]],
+    thresholds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Set -> method -> change -> joint success, of sets with both kinds of networks."""
+    mates = {name: vectors[e.changed] for name, vectors in clean.mates.items()}
+    under = {
+        method: {
+            change: rates.seen_of(s, mates)
+            for change, s in {"unchanged": looked[method].rows(e.changed), **row}.items()
+        }
+        for method, row in changed.items()
+    }
+    return {
+        title: rates.joint_under(under, under["none"]["unchanged"], thresholds, networks, e.probes.identity[e.changed])
+        for title, networks in sets.items()
+        if all(networks)
+    }
 
 
 def cost_of(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:

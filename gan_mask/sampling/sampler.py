@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from gan_mask import attacks, pretrained
 from gan_mask.attacks.surrogates import Surrogates
-from gan_mask.cli.methods import method_options
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
 from gan_mask.generator import SHIPPED, load_generator
@@ -22,6 +20,7 @@ from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
 from gan_mask.sampling.masker import Masker, Photo, parts, template_of
+from gan_mask.sampling.options import SampleConfig
 
 FAR = 1e-3  # false-accept rate of the thresholds
 
@@ -69,28 +68,28 @@ class Sampler:
         return to_tensors([align(image, face.landmarks, size, margin) for image, face in faces], self.device)
 
 
-def load(args: argparse.Namespace) -> Sampler:
-    if args.device != "cpu" and not torch.cuda.is_available():
-        raise GanMaskError(f"--device {args.device}: this machine has no CUDA device; use --device cpu")
-    generator = load_generator(checkpoint_of(args), args.device) if args.method == "generator" else None
+def load(c: SampleConfig) -> Sampler:
+    if c.device != "cpu" and not torch.cuda.is_available():
+        raise GanMaskError(f"--device {c.device}: this machine has no CUDA device; use --device cpu")
+    generator = load_generator(checkpoint_of(c), c.device) if c.method == "generator" else None
     config = generator.config if generator else GeneratorConfig()
-    template, own = template_of(generator, attacks.PLAIN if args.method == "plain" else args.template)
-    embedders = {name: pretrained.load_embedder(name, args.device) for name in args.embedders}
-    detectors = {name: pretrained.load_detector(name, args.device) for name in args.detectors}
+    template, own = template_of(generator, attacks.PLAIN if c.method == "plain" else c.template)
+    embedders = {name: pretrained.load_embedder(name, c.device) for name in c.embedders}
+    detectors = {name: pretrained.load_detector(name, c.device) for name in c.detectors}
     surrogates = Surrogates(
         list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
     )
-    method = attacks.method(args.method, generator, surrogates, method_options(args, config.softness))
-    masker = Masker(method, config, template, own, args.harmonise, args.seed, args.batch_size, args.device)
-    faces = Path(args.faces)
+    method = attacks.method(c.method, generator, surrogates, c.attack.within(c.seed, c.placement, config.softness))
+    masker = Masker(method, config, template, own, c.harmonise, c.seed, c.batch_size, c.device)
+    faces = Path(c.faces)
     return Sampler(
-        source=faces if faces.is_dir() else faces.parent, out=Path(args.out), masker=masker,
-        method_name=args.method, checkpoint=checkpoint_of(args).name if generator else None,
-        largest=args.largest, batch_size=args.batch_size, device=args.device,
-        finder=FaceFinder(args.device, args.min_score),
+        source=faces if faces.is_dir() else faces.parent, out=Path(c.out), masker=masker,
+        method_name=c.method, checkpoint=checkpoint_of(c).name if generator else None,
+        largest=c.largest, batch_size=c.batch_size, device=c.device,
+        finder=FaceFinder(c.device, c.min_score),
         embedders=embedders, detectors=detectors,
     )  # fmt: skip
 
 
-def checkpoint_of(args: argparse.Namespace) -> Path:
-    return Path(args.checkpoint or SHIPPED)
+def checkpoint_of(c: SampleConfig) -> Path:
+    return Path(c.checkpoint or SHIPPED)

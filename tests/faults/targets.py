@@ -59,7 +59,7 @@ def options(data: bytes) -> None:
         values = cli.read_yaml(FOLDER / "config.yaml")
         with contextlib.suppress(GanMaskError):
             generator_config(values)
-        c = cli.parse(training.TrainConfig, ["--config", str(FOLDER / "config.yaml")], "")
+        c = cli.parse(training.TrainConfig, ["--data", "X", "--out", "Y", "--config", str(FOLDER / "config.yaml")], "")
         cli.to_yaml(c)
         training.check(c)
 

@@ -1,0 +1,51 @@
+"""Options of masking a folder of photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gan_mask import attacks
+from gan_mask.masking import PlacementName
+from gan_mask.values import FRACTION, SEED, Range, option
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    faces: str = option(
+        "", "folder of photos, searched with its subfolders, or one photo; never written to", group="photos",
+        required=True, metavar="FACES",
+    )  # fmt: skip
+    out: str = option(
+        "", "folder for the masked photos, results.csv and overview.png", required=True, metavar="OUT"
+    )  # fmt: skip
+    show: bool = option(False, "write OUT/gallery.html, too: a slider between before and after per face")
+    largest: bool = option(False, "only the largest face of each photo")
+    min_score: float = option(0.9, "lowest score of a face, in [0, 1]", within=FRACTION)
+
+    method: Literal["plain", "dm", "advnoise-dm", "mf2m", "advface", "generator"] = option(
+        "generator", "what makes the masks", group="masks"
+    )
+    checkpoint: str | None = option(
+        None, "generator: its folder, or a run folder of train.py", shown="the shipped one", metavar="CHECKPOINT"
+    )
+    template: str | None = option(
+        None, "what the mask shows: a shipped template, a photo, 'random', or 'match': for each face the shipped one "
+        "nearest in pose, expression and skin",
+        shown="match; of a checkpoint that was trained with a photo, that one", metavar="TEMPLATE",
+    )  # fmt: skip
+    placement: PlacementName = option(
+        "seamless", "'seamless' clones the mask into the face, 'paper' lays it over; a generator has the one that it "
+        "was trained with",
+    )  # fmt: skip
+    harmonise: bool = option(False, "give the template the colours of the wearer's lower face first")
+    seed: int = option(0, "of the methods' randomness and of random templates", within=SEED)
+
+    embedders: tuple[str, ...] = option(
+        ("dlib",), "measure similarity with these, optimise against them", group="networks and device", metavar="NAME"
+    )
+    detectors: tuple[str, ...] = option(("classifier",), "mask detectors", metavar="NAME")
+    batch_size: int = option(16, "photos and faces at a time", within=Range(1, 65536))
+    device: Literal["cpu", "cuda"] = option("cpu", "cpu or cuda")
+
+    attack: attacks.Options = attacks.Options()  # of the optimised methods; seed and placement are those above
