@@ -49,7 +49,7 @@ from gan_mask.sampling.folder import find_targets
 from gan_mask.sampling.options import SampleConfig
 from gan_mask.training.options import TrainConfig
 from gan_mask.training.schedule import Schedule
-from gan_mask.training.step import discriminator_terms, dress, generator_terms
+from gan_mask.training.step import Batch, discriminator_terms, generator_terms, mask
 
 ROOT = Path(__file__).parent.parent
 Contestants = dict[str, Callable[[], object]]
@@ -240,11 +240,12 @@ class Training:
         """What training does between loading and the optimisers, without R1."""
         image, points = (self.image, self.points) if image is None or points is None else (image, points)
         draws = augment.Draws(0, 0, range(len(image)), len(image), self.device)
-        scene = dress(image, points, self.bank, self.net, draws, self.c)
-        terms = discriminator_terms(scene, self.discriminator, draws, self.c, r1=False)
+        batch = Batch(image, points, self.bank, self.references, draws)
+        masked = mask(batch, self.net, self.c)
+        terms = discriminator_terms(batch, masked, self.discriminator, self.c, r1=False)
         torch.stack([term.mean() for term in terms.values()]).sum().backward()
         self.discriminator.requires_grad_(False)
-        terms = generator_terms(scene, self.references, self.discriminator, self.surrogates, draws, self.c)
+        terms = generator_terms(batch, masked, self.discriminator, self.surrogates, self.c)
         torch.stack([term.mean() for term in terms.values()]).sum().backward()
         self.discriminator.requires_grad_(True)
 

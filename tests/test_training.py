@@ -21,7 +21,7 @@ from gan_mask.pretrained import classifier
 from gan_mask.pretrained.protocol import resize, weights_digest
 from gan_mask.training import log, loop, state
 from gan_mask.training.discriminator import make as make_discriminator
-from gan_mask.training.health import STOP, Health
+from gan_mask.training.health import STOP, Health, read
 from gan_mask.training.options import TrainConfig
 
 TINY = (
@@ -356,11 +356,11 @@ def test_the_precision_that_accelerate_is_told_counts_unless_ours_is_given(fresh
 
 def test_a_generator_that_no_gradient_reaches_is_noticed(capsys):
     terms, texture = {"d_logistic": torch.ones(4), "smooth": torch.ones(4)}, torch.rand(4, 3, 8, 8)
-    watch = Health(judged=True)
+    watch, norms = Health(judged=True), [torch.zeros(()), torch.ones(())]
     with pytest.raises(GanMaskError, match="no gradient reaches the generator"):
         for _ in range(STOP):
             assert not watch.streaks["generator"] or not watch.good
-            watch.look(terms, (0.0, 1.0), texture, texture)
+            watch.look(read([{k: v.mean() for k, v in terms.items()}], norms, texture, texture))
     assert "warning: no gradient reaches the generator" in capsys.readouterr().err
 
 

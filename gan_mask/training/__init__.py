@@ -1,7 +1,7 @@
 """Training of the conditional generator, under `accelerate launch` on any number of processes.
 
-Read `step` first (scene, discriminator's turn, generator's turn), then `loop`; the rest is what they need: `options`,
-the order of photos (`schedule`), `validation`, the `log`, and checkpoints (`state`).
+Read `step` first (masked faces, discriminator, generator, optimisers), then `loop`; the rest is what they need:
+`options`, the order of photos (`schedule`), `validation`, the `log`, and checkpoints (`state`).
 """
 
 from __future__ import annotations

@@ -4,19 +4,56 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gan_mask.errors import GanMaskError
+from gan_mask.training.options import TrainConfig
 
 WARN, STOP = 10, 50  # steps in a row with the same sign
 SATURATED = 0.02  # discriminator's loss below which the generator hears nothing from it
 VANISHED = 1e-6  # norm of the discriminator's gradient
 FLAT = 0.1  # a texture's standard deviation, of its template's
 SMALLEST_SCALE = 2.0**-10  # fp16 loss scale: 26 halvings from where it starts
+
+
+class Figures(NamedTuple):
+    """What a step is judged by."""
+
+    terms: dict[str, float]  # means of the weighted losses
+    g_norm: float  # of the generator's gradient, and of the discriminator's
+    d_norm: float
+    texture_std: float
+    change: float  # mean absolute difference of textures and templates
+    flat: float  # share of the textures with a patterned template that are flat; NaN without one
+
+    @property
+    def finite_gradients(self) -> bool:
+        return math.isfinite(self.g_norm) and math.isfinite(self.d_norm)
+
+
+def read(terms: Sequence[dict[str, Tensor]], norms: Sequence[Tensor], texture: Tensor, template: Tensor) -> Figures:
+    """All figures of a step in one tensor: the one time that the device is waited for.
+
+    terms: mean losses of each micro-batch, the last of which are shown; textures and templates (B, 3, h, w). Raises
+    GanMaskError that names a term which is not finite.
+    """
+    texture, template = texture.detach().float(), template.detach().float()
+    spread, due = (x.std((2, 3)).mean(1) for x in (texture, template))
+    patterned = due > 0.02  # a plain template is flat by itself
+    flat = (patterned & (spread < FLAT * due)).sum() / patterned.sum()
+    names = [name for part in terms for name in part]
+    measured = [*(mean for part in terms for mean in part.values()), *norms]
+    measured += [spread.mean(), (texture - template).abs().mean(), flat]
+    values = torch.stack([value.float().to(texture.device) for value in measured]).tolist()
+    for name, value in zip(names, values, strict=False):
+        if not math.isfinite(value):
+            raise not_finite(f"the loss term '{name}'")
+    shown = dict(zip(terms[-1], values[len(names) - len(terms[-1]) :], strict=False))
+    return Figures(shown, *values[len(names) :])
 
 
 class Health:
@@ -30,27 +67,24 @@ class Health:
     def good(self) -> bool:
         return not any(self.streaks.values())
 
-    def look(self, terms: dict[str, Tensor], norms: tuple[float, ...], texture: Tensor, template: Tensor) -> None:
-        """terms: losses (B,); norms: of the generator's and the discriminator's gradients; textures (B, 3, h, w)."""
+    def look(self, figures: Figures) -> None:
         self._count(
-            "generator", norms[0] == 0,
+            "generator", figures.g_norm == 0,
             "no gradient reaches the generator ('g_norm' is 0), so that it learns nothing. "
             "Give a loss that has something to teach a weight above 0, such as --fidelity or --dodging",
         )  # fmt: skip
-        loss = float(terms["d_logistic"].detach().mean())
+        loss = figures.terms["d_logistic"]
         if self.judged:
             self._count(
-                "discriminator", loss < SATURATED or norms[1] < VANISHED,
-                f"the discriminator is dead: 'd_logistic' is {loss:.2g}, its gradient's norm {norms[1]:.2g}, so that "
-                "'realism' teaches nothing. Raise --r1 or lower --discriminator_learning_rate",
+                "discriminator", loss < SATURATED or figures.d_norm < VANISHED,
+                f"the discriminator is dead: 'd_logistic' is {loss:.2g}, its gradient's norm {figures.d_norm:.2g}, so "
+                "that 'realism' teaches nothing. Raise --r1 or lower --discriminator_learning_rate",
             )  # fmt: skip
-        spread, due = (x.detach().float().std((2, 3)).mean(1) for x in (texture, template))
-        patterned = due > 0.02  # a plain template is flat by itself
-        if patterned.any():
-            weighted = {k: float(v.detach().mean()) for k, v in terms.items() if not k.startswith("d_")}
+        if not math.isnan(figures.flat):
+            weighted = {name: value for name, value in figures.terms.items() if not name.startswith("d_")}
             largest = max(weighted, key=lambda name: weighted[name])
             self._count(
-                "texture", bool((spread < FLAT * due)[patterned].float().mean() > 0.5),
+                "texture", figures.flat > 0.5,
                 f"the generated textures have collapsed (they are flat); the largest loss term is '{largest}' "
                 f"({weighted[largest]:.2g}). Lower its weight, --smooth or --undetected",
             )  # fmt: skip
@@ -66,35 +100,38 @@ class Health:
             )
 
 
-def step_optimizers(
-    accelerator: Any, modules: Iterable[nn.Module], optimizers: Iterable[Any], limits: Iterable[float]
-) -> tuple[float, ...]:
-    """Clip to `limits` and step; the gradients' norms. Nothing is stepped on a gradient that is not finite.
+def clip(
+    accelerator: Any, networks: Iterable[nn.Module], optimizers: Iterable[Any], limits: Iterable[float]
+) -> list[Tensor]:
+    """Clip the networks' gradients to `limits`; their norms of before.
 
-    Raises FloatingPointError for such a gradient, except under fp16: there the scaler leaves the step out and
-    halves its scale. One optimiser after the other: accelerate's scaler forgets both after either's step.
+    Under fp16 the optimisers step at once, one after the other: accelerate's scaler forgets both after either's step.
+    It leaves out a step on a gradient that is not finite, and halves its scale.
     """
     norms = []
-    for module, optimizer, limit in zip(modules, optimizers, limits, strict=True):
+    for network, optimizer, limit in zip(networks, optimizers, limits, strict=True):
         accelerator.unscale_gradients(optimizer)
-        norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit)))
-        if accelerator.scaler is None and not math.isfinite(norms[-1]):
-            raise FloatingPointError
-        optimizer.step()
+        norms.append(torch.nn.utils.clip_grad_norm_(network.parameters(), limit))
+        if accelerator.scaler is not None:
+            optimizer.step()
+    return norms
+
+
+def update(accelerator: Any, optimizers: Iterable[Any]) -> None:
+    """Step on clipped gradients that are finite, and forget them."""
+    for optimizer in optimizers:
+        if accelerator.scaler is None:
+            optimizer.step()
         optimizer.zero_grad()
     if accelerator.scaler is not None and accelerator.scaler.get_scale() < SMALLEST_SCALE:
         raise GanMaskError(
             "fp16: every gradient overflows, however small the loss scale; the last checkpoint is untouched. "
             "Use --mixed_precision bf16 or no"
         )
-    return tuple(norms)
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
-    """Mean over the batch of the sum of all terms; names the term that is not finite."""
-    for name, term in terms.items():
-        if not torch.isfinite(term).all():
-            raise not_finite(f"the loss term '{name}'")
+    """Mean over the batch of the sum of all terms."""
     return torch.stack(list(terms.values())).sum(0).mean()
 
 
@@ -112,6 +149,16 @@ def not_finite(what: str) -> GanMaskError:
         f"{what} is not finite; the last checkpoint is untouched. "
         "Lower the learning rate or that term's weight, or use --mixed_precision bf16 or no"
     )
+
+
+def does_not_fit(c: TrainConfig, attempt: Callable[[int], Any]) -> GanMaskError:
+    """What to do about too little GPU memory. attempt: the step with so many faces."""
+    fits = largest_batch_that_fits(attempt, c.batch_size)
+    remedy = "not even a single face fits; use smaller --widths or fewer surrogates"
+    if fits:
+        parts = c.accumulate * math.ceil(c.batch_size / fits)
+        remedy = f"{fits} fits (tried). Go on with --batch_size {fits} --accumulate {parts}"
+    return GanMaskError(f"the GPU's memory does not hold --batch_size {c.batch_size}; {remedy}")
 
 
 def largest_batch_that_fits(attempt: Callable[[int], Any], too_large: int) -> int:

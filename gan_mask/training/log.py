@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gan_mask import cli, files
+from gan_mask.training.health import Figures
 from gan_mask.training.options import TrainConfig
-from gan_mask.training.step import Scene
 
 LOGGED, PICTURES = 10_000, 100  # at most, however long the run, so that its logs stay small
 
@@ -58,16 +58,14 @@ class Log:
         except ImportError:
             print("tensorboard is not installed: figures go to log.jsonl only", file=sys.stderr)
 
-    def step(self, step: int, terms: dict[str, Tensor], scene: Scene, norms: tuple[float, ...]) -> None:
+    def step(self, step: int, figures: Figures) -> None:
         if not self.main:
             return
         self.bar.update()
         if step % self.every and step != self.c.steps:
             return
-        values = {name: term.mean().item() for name, term in terms.items()}
-        values["g_norm"], values["d_norm"] = norms
-        values["texture_std"] = scene.texture.std((2, 3)).mean().item()
-        values["change"] = (scene.texture - scene.template).abs().mean().item()
+        values = dict(figures.terms)
+        values |= {name: getattr(figures, name) for name in ("g_norm", "d_norm", "texture_std", "change")}
         now = time.monotonic()
         values["images_per_second"] = (step - self.last[1]) * self.faces_per_step / max(now - self.last[0], 1e-9)
         self.last = (now, step)

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
@@ -35,14 +35,7 @@ from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.training.camera import Photographed
 from gan_mask.training.discriminator import make as make_discriminator
-from gan_mask.training.health import (
-    Health,
-    largest_batch_that_fits,
-    name_the_culprit,
-    not_finite,
-    step_optimizers,
-    total,
-)
+from gan_mask.training.health import Health
 from gan_mask.training.log import Log
 from gan_mask.training.options import (
     GENERATOR_NOISE,
@@ -55,7 +48,7 @@ from gan_mask.training.options import (
 )
 from gan_mask.training.schedule import Schedule
 from gan_mask.training.state import State, has_checkpoint
-from gan_mask.training.step import Game, Scene
+from gan_mask.training.step import TrainStep
 from gan_mask.training.validation import Validation
 
 ENGINES = ("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG")  # of accelerate, not ours
@@ -99,35 +92,13 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     photos = open_faces(c.data, "train")
     if len(photos) < 2:
         raise GanMaskError(f"{c.data}: {len(photos)} faces in the train split; at least 2 are needed")
-
     photographed = Photographed(photos, c.camera, c.seed)
 
-    # Networks and optimisers
+    # Networks, and what they are made against
     device = accelerator.device
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
     set_seed(c.seed)  # after the surrogates, some of which draw numbers when they are made
-    generator = Generator(
-        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, appearance_bound=c.appearance_bound,
-        shape_bound=c.shape_bound, light_bound=c.light_bound, kernel=c.kernel, residual_bound=c.residual_bound,
-        placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
-        default_template=default_template(c), trained_against=trained_against(c),
-        trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),
-    )  # fmt: skip
-    if c.start and not has_checkpoint(out):
-        begin_with(generator, c.start)
-    net, ema, discriminator = (
-        generator.net,
-        Generator(**values.to_dict(generator.config)),
-        make_discriminator(c.discriminator_width),
-    )
-    ema.load_state_dict(generator.state_dict())
-    ema.requires_grad_(False).to(accelerator.device)
-    optimizers = (
-        torch.optim.AdamW(net.parameters(), c.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4),
-        torch.optim.AdamW(
-            discriminator.parameters(), c.discriminator_learning_rate, betas=(0.5, 0.99), weight_decay=0.0
-        ),
-    )
+    generator, ema, judge = networks_of(c, photos, surrogates, device)
 
     # Templates; only then the run folder, so that a start that fails leaves none
     bank = templates.Bank(c.templates, generator.texture_size, device)
@@ -135,68 +106,100 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
         ema.template.copy_(bank.textures[0])
     claim(out, c, surrogates, accelerator, held)
 
-    bare = {"net": net, "discriminator": discriminator}  # without what accelerate wraps around them: torch.compile, DDP
-    net, discriminator, *optimizers = accelerator.prepare(net, discriminator, *optimizers)
+    # Where an earlier run stopped. `bare` is without what accelerate wraps around the networks: torch.compile, DDP
+    bare = {"net": generator.net, "discriminator": judge}
+    net, discriminator, *optimizers = accelerator.prepare(*bare.values(), *optimizers_of(c, generator.net, judge))
     state = State(out, accelerator, bare, ema, optimizers)
     start = state.load_latest()
 
+    # Faces, in an order that follows from seed and step
     atexit.register(end_loaders)
-
     references = [clean_embeddings(e, photos, out, accelerator, c.workers) for e in surrogates.embedders]
     validation = Validation(c, surrogates, bank, device) if accelerator.is_main_process else None
-
     schedule = Schedule(photos.identities, c, accelerator.process_index, accelerator.num_processes, start, photos.run)
     loader = DataLoader(
-        photographed,
-        batch_sampler=schedule,
-        num_workers=c.workers,
-        pin_memory=device.type == "cuda",
+        photographed, batch_sampler=schedule, num_workers=c.workers, pin_memory=device.type == "cuda",
         worker_init_fn=ignore_signals,
-    )
-    batches = iter(loader)
-    judge = accelerator.unwrap_model(discriminator)
-    game = Game(c, net, discriminator, judge, surrogates, references, bank, schedule, accelerator.autocast, device)
+    )  # fmt: skip
+
+    # Steps
+    train_step = TrainStep(
+        c, accelerator, net, discriminator, accelerator.unwrap_model(discriminator), optimizers, surrogates, references,
+        bank, schedule,
+    )  # fmt: skip
     log = Log(out, c, start, accelerator)
-    health = Health(judged=c.realism > 0)
-    stop.begin()
-    norms: tuple[float, ...] = (0.0, 0.0)
-    due = False
-
-    for step in range(start, c.steps):
-        scale_learning_rates(optimizers, c, step)
-        for micro in range(c.accumulate):
-            batch = next(batches)
-            with accelerator.accumulate(net, discriminator):
-                scene, terms = play_in_memory(game, accelerator, batch, step, micro)
-                if accelerator.sync_gradients:
-                    try:
-                        norms = step_optimizers(accelerator, (net, discriminator), optimizers, (c.clip, 10 * c.clip))
-                    except FloatingPointError:
-                        alone = game.alone(accelerator)
-                        parameters = [*alone.net.parameters(), *alone.judge.parameters()]
-                        alone.play(batch, step, micro, partial(name_the_culprit, parameters=parameters))
-                        raise not_finite("a gradient") from None
-        update_average(ema.net, bare["net"], min(c.ema, (1 + step) / (10 + step)))
-
-        done = step + 1
-        log.step(done, terms, scene, norms)
-        health.look(terms, norms, scene.texture, scene.template)
-        if validation and (done % c.validate_every == 0 or done == c.steps):
-            log.figures(done, validation.figures(ema), "val")
-            log.picture(done, validation.picture(ema))
-        stopping = stop.is_set(accelerator)
-        due = due or done % c.save_every == 0
-        if (due and health.good) or done == c.steps or stopping:
-            state.save(done, c.keep)
-            due = False
-        if stopping:
-            log.close()
-            raise SystemExit(stop.goodbye(done))
+    take_steps(c, start, iter(loader), train_step, ema, bare["net"], state, validation, log, stop)
     log.close()
     state.remove_old(c.keep)  # a run that was killed while it did so has no more steps to do
     if accelerator.is_main_process:
         print(f"done: {c.steps} steps; the generator is in {out / 'generator'}")
     accelerator.end_training()
+
+
+def networks_of(
+    c: TrainConfig, photos: PreparedSet | ShardSet, surrogates: Surrogates, device: torch.device
+) -> tuple[Generator, Generator, nn.Module]:
+    """Generator, its average over the steps, and discriminator."""
+    generator = Generator(
+        widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, appearance_bound=c.appearance_bound,
+        shape_bound=c.shape_bound, light_bound=c.light_bound, kernel=c.kernel, residual_bound=c.residual_bound,
+        placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
+        default_template=default_template(c), trained_against=trained_against(c),
+        trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),
+    )  # fmt: skip
+    if c.start and not has_checkpoint(Path(c.out)):
+        begin_with(generator, c.start)
+    ema = Generator(**values.to_dict(generator.config))
+    discriminator = make_discriminator(c.discriminator_width)
+    ema.load_state_dict(generator.state_dict())
+    ema.requires_grad_(False).to(device)
+    return generator, ema, discriminator
+
+
+def optimizers_of(c: TrainConfig, net: nn.Module, discriminator: nn.Module) -> list[torch.optim.Optimizer]:
+    return [
+        torch.optim.AdamW(net.parameters(), c.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4),
+        torch.optim.AdamW(
+            discriminator.parameters(), c.discriminator_learning_rate, betas=(0.5, 0.99), weight_decay=0.0
+        ),
+    ]
+
+
+def take_steps(
+    c: TrainConfig,
+    start: int,
+    loaded: Iterator[dict[str, Tensor]],
+    train_step: TrainStep,
+    ema: Generator,
+    net: nn.Module,
+    state: State,
+    validation: Validation | None,
+    log: Log,
+    stop: stop_on_signals,
+) -> None:
+    """From step `start` to the last, or to a signal; validations, logs and checkpoints when they are due."""
+    health, unsaved = Health(judged=c.realism > 0), False
+    stop.begin()
+    for step in range(start, c.steps):
+        scale_learning_rates(train_step.optimizers, c, step)
+        figures = train_step(loaded, step)
+        update_average(ema.net, net, min(c.ema, (1 + step) / (10 + step)))
+
+        done = step + 1
+        log.step(done, figures)
+        health.look(figures)
+        if validation and (done % c.validate_every == 0 or done == c.steps):
+            log.figures(done, validation.figures(ema), "val")
+            log.picture(done, validation.picture(ema))
+
+        stopping = stop.is_set(train_step.accelerator)
+        unsaved = unsaved or done % c.save_every == 0
+        if (unsaved and health.good) or done == c.steps or stopping:
+            state.save(done, c.keep)
+            unsaved = False
+        if stopping:
+            log.close()
+            raise SystemExit(stop.goodbye(done))
 
 
 def launched(c: TrainConfig) -> tuple[TrainConfig, Accelerator]:
@@ -302,25 +305,6 @@ def join(parts: Sequence[Path], path: Path) -> None:
         whole = np.lib.format.open_memmap(temporary, "w+", arrays[0].dtype, (rows, width))
         np.concatenate(arrays, out=whole)
         whole.flush()
-
-
-def play_in_memory(
-    game: Game, accelerator: Accelerator, batch: dict[str, Tensor], step: int, micro: int
-) -> tuple[Scene, dict[str, Tensor]]:
-    """`game.play` with backward passes; where the GPU's memory is too small, an error that says what would fit."""
-    try:
-        return game.play(batch, step, micro, lambda terms: accelerator.backward(total(terms)))
-    except torch.cuda.OutOfMemoryError:
-        pass  # the memory that its traceback holds is free from here on
-    c, alone = game.c, game.alone(accelerator)
-    fits = largest_batch_that_fits(
-        lambda size: alone.play(batch, step, micro, lambda terms: total(terms).backward(), size), c.batch_size
-    )
-    remedy = "not even a single face fits; use smaller --widths or fewer surrogates"
-    if fits:
-        parts = c.accumulate * math.ceil(c.batch_size / fits)
-        remedy = f"{fits} fits (tried). Go on with --batch_size {fits} --accumulate {parts}"
-    raise GanMaskError(f"the GPU's memory does not hold --batch_size {c.batch_size}; {remedy}")
 
 
 def scale_learning_rates(optimizers: Sequence[Any], c: TrainConfig, step: int) -> None:

@@ -16,7 +16,7 @@ from test_training import TINY, error, run
 from gan_mask import files, losses, networks
 from gan_mask.errors import GanMaskError
 from gan_mask.training import health
-from gan_mask.training import step as playing
+from gan_mask.training import step as training_step
 
 STEPS = ("--steps", "120", "--validate_every", "200", "--save_every", "5", "--r1_every", "200")
 
@@ -29,6 +29,11 @@ def steps_until(capsys: Any, prepared: Path, out: Path, *options: str) -> tuple[
     """The complaint, and the last step that was logged."""
     complaint = error(capsys, "--data", str(prepared), "--out", str(out), *TINY, *STEPS, *options)
     return complaint, json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"]
+
+
+def figures(terms: dict[str, torch.Tensor], texture: torch.Tensor) -> health.Figures:
+    """Of a step with these losses, gradients of norm 1, and textures like their templates."""
+    return health.read([{k: v.mean() for k, v in terms.items()}], [torch.ones(()), torch.ones(())], texture, texture)
 
 
 def after(step: int, original: Callable[..., Any], changed: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,22 +89,22 @@ def test_a_saturated_discriminator_is_noticed_only_where_it_counts():
     texture = torch.rand(4, 3, 8, 8)
     watch = health.Health(judged=False)
     for _ in range(3 * health.STOP):
-        watch.look(terms, (1.0, 1.0), texture, texture)
+        watch.look(figures(terms, texture))
     watch = health.Health(judged=True)
     with pytest.raises(GanMaskError, match="d_logistic"):
         for _ in range(health.STOP):
-            watch.look(terms, (1.0, 1.0), texture, texture)
+            watch.look(figures(terms, texture))
 
 
 def test_a_flat_texture_ends_the_run_within_100_steps(fakes, prepared, tmp_path, capsys, monkeypatch):
     """Total variation without its reference flattens the texture, which is what the sign is for."""
-    original = playing.dress
+    original = training_step.mask
 
-    def flat(*args: Any) -> playing.Scene:
-        scene = original(*args)
-        return scene._replace(texture=scene.texture * 0 + scene.texture.mean((2, 3), keepdim=True))
+    def flat(*args: Any) -> training_step.Masked:
+        masked = original(*args)
+        return masked._replace(texture=masked.texture * 0 + masked.texture.mean((2, 3), keepdim=True))
 
-    monkeypatch.setattr(playing, "dress", after(5, original, flat))
+    monkeypatch.setattr(training_step, "mask", after(5, original, flat))
     options = ("--templates", "face-001", "face-002", "--smooth", "1000")
     complaint, step = steps_until(capsys, prepared, tmp_path / "run", *options)
     assert "textures have collapsed" in complaint and "largest loss term is 'smooth'" in complaint and step <= 5 + 100
@@ -110,7 +115,7 @@ def test_plain_templates_are_flat_by_themselves():
     watch = health.Health(judged=True)
     plain = torch.full((4, 3, 8, 8), 0.5)
     for _ in range(2 * health.STOP):
-        watch.look({"d_logistic": torch.ones(4), "smooth": torch.ones(4)}, (1.0, 1.0), plain, plain)
+        watch.look(figures({"d_logistic": torch.ones(4), "smooth": torch.ones(4)}, plain))
     assert watch.good
 
 
@@ -118,7 +123,7 @@ def test_a_sign_that_passes_is_forgotten():
     watch, good = health.Health(judged=True), torch.rand(4, 3, 8, 8)
     for _ in range(4):
         for loss in [0.001] * (health.STOP - 1) + [1.0]:
-            watch.look({"d_logistic": torch.full((4,), loss), "smooth": torch.ones(4)}, (1.0, 1.0), good, good)
+            watch.look(figures({"d_logistic": torch.full((4,), loss), "smooth": torch.ones(4)}, good))
     assert watch.good
 
 
@@ -156,7 +161,8 @@ def test_fp16_overflow_of_one_network_leaves_out_only_its_step(overflowing: int)
             loss = module(torch.ones(2, 3)).square().mean() * (float("inf") if step == 2 and i == overflowing else 1)
             accelerator.scaler.scale(loss).backward()
         scale = accelerator.scaler.get_scale()
-        health.step_optimizers(accelerator, modules, accelerator.optimizers, (1.0, 10.0))
+        health.clip(accelerator, modules, accelerator.optimizers, (1.0, 10.0))
+        health.update(accelerator, accelerator.optimizers)
         for i, module in enumerate(modules):
             moved = any(not torch.equal(a, b) for a, b in zip(before[i], module.parameters(), strict=True))
             assert moved == (step != 2 or i != overflowing)
@@ -170,24 +176,25 @@ def test_fp16_that_always_overflows_ends_the_run() -> None:
     with pytest.raises(GanMaskError, match="every gradient overflows"):
         for _ in range(100):
             accelerator.scaler.scale(modules[0](torch.ones(2, 3)).mean() * float("inf")).backward()
-            health.step_optimizers(accelerator, modules, accelerator.optimizers, (1.0,))
+            health.clip(accelerator, modules, accelerator.optimizers, (1.0,))
+            health.update(accelerator, accelerator.optimizers)
 
 
 # ------------------------------------------------------------------------------------------- GPU memory
 
 
 def test_too_little_gpu_memory_is_answered_with_what_fits(fakes, prepared, tmp_path, capsys, monkeypatch):
-    original, tried = playing.dress, []
+    original, tried = training_step.mask, []
 
-    def small(face: torch.Tensor, *args: Any) -> playing.Scene:
-        tried.append(len(face))
-        if len(face) > 3:
+    def small(batch: training_step.Batch, *args: Any) -> training_step.Masked:
+        tried.append(len(batch.faces))
+        if len(batch.faces) > 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return original(face, *args)
+        return original(batch, *args)
 
     data, out = str(prepared), str(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(playing, "dress", small)
+        patch.setattr(training_step, "mask", small)
         complaint = error(capsys, "--data", data, "--out", out, *TINY, "--steps", "2", "--batch_size", "8")
         assert "does not hold --batch_size 8; 2 fits (tried)" in complaint and tried == [8, 4, 2]
         assert "--batch_size 2 --accumulate 4" in complaint
@@ -196,7 +203,7 @@ def test_too_little_gpu_memory_is_answered_with_what_fits(fakes, prepared, tmp_p
     a, b = (load_file(tmp_path / n / "checkpoints/step-0000002/state.safetensors") for n in ("run", "whole"))
     assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a if k.startswith("ema."))
     with monkeypatch.context() as patch:
-        patch.setattr(playing, "dress", lambda *a: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
+        patch.setattr(training_step, "mask", lambda *a: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
         complaint = error(capsys, "--data", data, "--out", str(tmp_path / "none"), *TINY, "--steps", "2")
     assert "not even a single face fits" in complaint
 
