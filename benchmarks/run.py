@@ -307,7 +307,7 @@ def loading(quick: bool, device: str) -> dict[str, Any]:
     t = Training(batch, device)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "photos", 8 if quick else 36, 128)
-        prepare.prepare(Path(folder) / "photos", Path(folder) / "prepared", prepare.Settings(splits=(1.0, 0.0, 0.0)))
+        prepare.prepare(prepare.PrepareConfig(splits=(1.0, 0.0, 0.0), src=f"{folder}/photos", dst=f"{folder}/prepared"))
         photos = PreparedSet(Path(folder) / "prepared", "train")
         config = TrainConfig(batch_size=batch, steps=steps + 2)
         batches = iter(DataLoader(photos, batch_sampler=Schedule(photos.identities, config, 0, 1, 0), num_workers=2))

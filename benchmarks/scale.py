@@ -26,7 +26,7 @@ from gan_mask import cli, files
 from gan_mask.data import PreparedSet, shards
 from gan_mask.data.shards import ShardSet
 from gan_mask.generator import Generator
-from gan_mask.networks import Discriminator
+from gan_mask.networks import Discriminator, GeneratorConfig
 from gan_mask.training.options import GENERATOR_NOISE, TrainConfig
 from gan_mask.training.schedule import Schedule
 
@@ -132,7 +132,7 @@ def networks(_: Path, __: Path, ___: int) -> dict[str, Any]:
         c = cli.parse(
             TrainConfig, ["--data", "X", "--out", "Y", "--config", str(REPOSITORY / f"configs/{name}.yaml")], ""
         )
-        net = Generator(widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel).net
+        net = Generator(GeneratorConfig(widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, kernel=c.kernel)).net
         counts = [sum(p.numel() for p in m.parameters()) for m in (net, Discriminator(c.discriminator_width))]
         size = 4 * sum(counts)  # float32 gradients, also under bf16
         sent = {f"MB sent by each of {n}": round(2 * (n - 1) / n * size / 1e6, 2) for n in (8, 64)}

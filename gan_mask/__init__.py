@@ -8,11 +8,13 @@ from gan_mask._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gan_mask import attacks
+    from gan_mask.data.prepare import PrepareConfig
     from gan_mask.evaluation.command import evaluate
     from gan_mask.evaluation.options import EvaluationConfig
     from gan_mask.evaluation.report import Report
     from gan_mask.faces import FaceFinder, align, read_image
     from gan_mask.generator import Generator, load_generator
+    from gan_mask.harden.options import HardenConfig
     from gan_mask.masking import region, unwrap, wear
     from gan_mask.networks import GeneratorConfig
     from gan_mask.sampling.command import sample
@@ -33,6 +35,8 @@ _HOME = {
     "read_image": "faces",
     "MaskedPhoto": "sampling.one_photo",
     "mask_photo": "sampling.one_photo",
+    "PrepareConfig": "data.prepare",
+    "HardenConfig": "harden.options",
     "sample": "sampling.command",
     "SampleConfig": "sampling.options",
     "evaluate": "evaluation.command",
@@ -46,7 +50,9 @@ __all__ = [
     "FaceFinder",
     "Generator",
     "GeneratorConfig",
+    "HardenConfig",
     "MaskedPhoto",
+    "PrepareConfig",
     "Report",
     "SampleConfig",
     "TrainConfig",

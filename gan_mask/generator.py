@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from gan_mask import likeness, masking
 from gan_mask import templates as shipped
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json, read_safetensors
-from gan_mask.networks import OWN, TextureUNet, generator_config
+from gan_mask.networks import OWN, GeneratorConfig, TextureUNet, generator_config
 from gan_mask.values import to_dict
 
 SHIPPED = Path(__file__).parent / "assets" / "faces160"  # the default generator; its card: checkpoints/faces160
@@ -24,10 +25,10 @@ class Generator(nn.Module, PyTorchModelHubMixin):
 
     template: Tensor  # (3, h, w), where default_template is OWN
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, config: GeneratorConfig | None = None) -> None:
+        """With random weights. GanMaskError names a field of `config` that is wrong."""
         super().__init__()
-        options.pop("config", None)  # PyTorchModelHubMixin passes the whole of config.json once more
-        self.config = generator_config(options)
+        self.config = generator_config(to_dict(config or GeneratorConfig()))
         self._hub_mixin_config = to_dict(self.config)  # all of it, not only what was given: save_pretrained writes it
         self.net = TextureUNet(self.config)
         if self.config.default_template == OWN:
@@ -84,22 +85,32 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         texture = self.texture(faces, landmarks, templates, seed)
         return masking.put_on(faces, landmarks, texture, self.config.placement, self.config.softness)
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # in place of its way, which would read a pickle, too
+        cls, path: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None
+    ) -> Generator:
+        """`load_generator`."""
+        return load_generator(path, device, revision)
+
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own is untyped
 
 
-def load_generator(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Generator:
+def load_generator(
+    path: str | Path = SHIPPED, device: str | torch.device = "cpu", revision: str | None = None
+) -> Generator:
     """The generator in folder `path` (config.json + model.safetensors), frozen and in eval mode.
 
-    By default the one that comes with the package. A run folder of train.py works too: its latest checkpoint is
-    taken. Raises GanMaskError, naming
-    the file, when something is missing, damaged, or does not fit together.
+    By default the one that comes with the package. A run folder of train.py works, too, and so does "user/name" on the
+    Hugging Face hub, of which `revision` names a branch, tag or commit. `Generator.save_pretrained` writes such a
+    folder, and `push_to_hub` uploads it. Raises GanMaskError, naming the file, when something is missing, damaged, or
+    does not fit together.
     """
-    folder = _checkpoint_folder(Path(path))
+    folder = _checkpoint_folder(local(path, revision))
     values = read_json(folder / "config.json")
     if not isinstance(values, dict):
         raise GanMaskError(f"{folder / 'config.json'}: expected an object of generator options")
-    generator = Generator(**values)
+    generator = Generator(generator_config(values))
     weights = generator.net.completed(read_safetensors(folder / "model.safetensors"))
     missing = sorted(set(generator.state_dict()) ^ set(weights))
     wrong = [k for k, v in generator.state_dict().items() if k in weights and weights[k].shape != v.shape]
@@ -110,6 +121,21 @@ def load_generator(path: str | Path = SHIPPED, device: str | torch.device = "cpu
         )
     generator.load_state_dict({k: v.float() for k, v in weights.items()})
     return generator.eval().requires_grad_(False).to(device)
+
+
+def local(path: str | Path, revision: str | None = None) -> Path:
+    """`path`; of a generator on the Hugging Face hub the folder that it is downloaded to.
+
+    "user/name" is one where there is no folder `user` here.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or Path(path).exists() or Path(path).parent.exists():
+        return Path(path)
+    try:
+        files = [hf_hub_download(str(path), name, revision=revision) for name in ("config.json", "model.safetensors")]
+    except (OSError, ValueError) as error:  # all of the hub's own are one or the other
+        reason = str(error).strip().splitlines()[0]
+        raise GanMaskError(f"{path}: no such folder, and not to be had from huggingface.co ({reason})") from error
+    return Path(files[0]).parent
 
 
 def _checkpoint_folder(path: Path) -> Path:

@@ -1,5 +1,7 @@
 """What a type checker knows of the public functions in other people's code; mypy reads this, nobody runs it."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -8,7 +10,10 @@ from typing_extensions import assert_type
 from gan_mask import (
     EvaluationConfig,
     Generator,
+    GeneratorConfig,
+    HardenConfig,
     MaskedPhoto,
+    PrepareConfig,
     Report,
     SampleConfig,
     TrainConfig,
@@ -22,12 +27,17 @@ from gan_mask import (
     unwrap,
     wear,
 )
+from gan_mask.data.prepare import prepare
+from gan_mask.harden.command import harden
 from gan_mask.pretrained import load_detector, load_embedder, load_perceptual
 
 
 def masked_faces(faces: Tensor, landmarks: Tensor, templates: Tensor) -> None:
     generator = load_generator()
     assert_type(generator, Generator)
+    assert_type(Generator(GeneratorConfig(widths=(8, 16))), Generator)
+    assert_type(Generator.from_pretrained("user/name", revision="main"), Generator)
+    Generator(widths=(8, 16))  # type: ignore[call-arg]
     assert_type(generator(faces, landmarks), Tensor)
     assert_type(generator(faces, landmarks, templates, seed=1), Tensor)
     assert_type(generator.texture(faces, landmarks), Tensor)
@@ -53,6 +63,8 @@ def commands() -> None:
     sample(config)
     SampleConfig(faces="photos", out="masked", method="mf3m")  # type: ignore[arg-type]
     EvaluationConfig(data="set", out="report", probs=3)  # type: ignore[call-arg]
+    assert_type(prepare(PrepareConfig(src="synthetic", dst="set", size=96))["faces"], int)
+    assert_type(harden(HardenConfig(data="set", out="hardened", against=("dm",))), Path)
     train(TrainConfig(data="set", out="run", steps=100))
 
 

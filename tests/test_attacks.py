@@ -16,6 +16,7 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator
 from gan_mask.landmarks import frame
+from gan_mask.networks import GeneratorConfig
 
 SURROGATES = Surrogates([FakeEmbedder()], [0.9], [FakeDetector()])
 BOLD = {"filter_rate": 0.05, "smooth": 1.0}  # the fake detector wants the mask a good deal brighter
@@ -67,7 +68,9 @@ def test_masks_are_what_an_8_bit_file_holds(wearers):
 
 
 def test_a_method_says_how_its_textures_are_worn():
-    generator = Generator(texture_height=24, texture_width=32, widths=(8, 16), placement="seamless", heads=("shape",))
+    generator = Generator(
+        GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16), placement="seamless", heads=("shape",))
+    )
     of_generator = attacks.method("generator", generator, options=attacks.Options(softness=0.1))
     refined = attacks.method("generator", generator, SURROGATES, attacks.Options(refine=2))
     assert of_generator.texture_size == refined.texture_size == (24, 32)
@@ -78,7 +81,7 @@ def test_a_method_says_how_its_textures_are_worn():
 
 
 def test_generator_is_its_texture(wearers):
-    generator = Generator(texture_height=24, texture_width=32, widths=(8, 16))
+    generator = Generator(GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16)))
     made = attacks.method("generator", generator).apply(*wearers).textures
     assert made is not None and torch.equal(made, generator.texture(*wearers))
 
@@ -201,7 +204,7 @@ def test_errors_say_what_is_missing():
 
 
 def test_the_seed_of_an_evaluation_reaches_the_generators_noise():
-    generator = Generator(widths=(8, 16), noise=4).eval()
+    generator = Generator(GeneratorConfig(widths=(8, 16), noise=4)).eval()
     torch.nn.init.normal_(generator.net.down[0].film.weight)
     torch.nn.init.normal_(generator.net.heads.weight)
     face, points, template = torch.rand(1, 3, 64, 64), frame(64, 0.3)[None], torch.rand(1, 3, 72, 96)

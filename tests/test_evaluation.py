@@ -23,6 +23,7 @@ from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
 from gan_mask.generator import SHIPPED, Generator
+from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training.state import save_generator
 
@@ -652,13 +653,17 @@ def test_a_network_trained_against_is_not_held_out():
     held = [("onnx:./elsewhere/copy.json", used), ("onnx:configs/networks/mobileface.json", other)]
     # By its weights, whatever its name...
     generator = Generator(
-        widths=(8, 16), trained_against=("dlib", "onnx:mobileface.json"), trained_against_weights=[weights_digest(used)]
+        GeneratorConfig(
+            widths=(8, 16),
+            trained_against=("dlib", "onnx:mobileface.json"),
+            trained_against_weights=[weights_digest(used)],
+        )
     )
     command.check_held_out(generator, [], held[1:])
     with pytest.raises(GanMaskError, match="copy.json: the generator was trained against it"):
         command.check_held_out(generator, [], held)
     # ... except for checkpoints of before, which knew names alone.
-    generator = Generator(widths=(8, 16), trained_against=("dlib", "onnx:mobileface.json"))
+    generator = Generator(GeneratorConfig(widths=(8, 16), trained_against=("dlib", "onnx:mobileface.json")))
     command.check_held_out(generator, [], held[:1])
     with pytest.raises(GanMaskError, match="mobileface.json: the generator was trained against it"):
         command.check_held_out(generator, [], held)

@@ -14,6 +14,7 @@ from gan_mask import attacks, facespace, masking, templates
 from gan_mask.errors import GanMaskError
 from gan_mask.facespace import Bounds, Face
 from gan_mask.generator import Generator
+from gan_mask.networks import GeneratorConfig
 
 SIZE = masking.TEXTURE
 
@@ -105,7 +106,9 @@ def test_other_sizes_of_texture_have_the_same_basis_smaller() -> None:
 def generator() -> Generator:
     torch.manual_seed(0)
     made = Generator(
-        texture_height=24, texture_width=32, widths=(8, 16), heads=facespace.Face._fields, placement="seamless"
+        GeneratorConfig(
+            texture_height=24, texture_width=32, widths=(8, 16), heads=facespace.Face._fields, placement="seamless"
+        )
     )
     for parameter in made.net.face.parameters():  # away from "no change", where it begins
         torch.nn.init.normal_(parameter, std=0.2)
@@ -126,7 +129,7 @@ def test_refining_begins_at_the_generators_face(wearers, generator: Generator) -
 
 
 def test_refining_needs_a_generator_of_faces_and_surrogates() -> None:
-    old = Generator(texture_height=24, texture_width=32, widths=(8, 16))
+    old = Generator(GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16)))
     with pytest.raises(GanMaskError, match="--refine.*filter, residual"):
         attacks.method("generator", old, SURROGATES, attacks.Options(refine=5))
     with pytest.raises(GanMaskError, match="--refine needs surrogates"):
@@ -149,9 +152,11 @@ def test_heads_are_a_list_and_what_they_do_not_name_is_off() -> None:
     from gan_mask.networks import generator_config
 
     assert generator_config({"heads": "both"}).heads == ("filter", "residual")  # as checkpoints of before say
-    only = Generator(texture_height=24, texture_width=32, widths=(8, 16), heads=("shape",))
+    only = Generator(GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16), heads=("shape",)))
     assert only.net.bounds == (0.0, 0.05, 0.0)
-    mixed = Generator(texture_height=24, texture_width=32, widths=(8, 16), heads=("appearance", "residual"))
+    mixed = Generator(
+        GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16), heads=("appearance", "residual"))
+    )
     assert mixed.net.face is not None and mixed.net.heads.out_channels == 12
     for wrong in ((), ("nose",)):
         with pytest.raises(GanMaskError, match="heads.*appearance, shape, light, filter, residual"):

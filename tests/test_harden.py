@@ -19,7 +19,7 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import looks
 from gan_mask.harden import alarm, fit, pictures, table
-from gan_mask.harden.command import run
+from gan_mask.harden.command import harden as run
 from gan_mask.harden.export import options_of
 from gan_mask.harden.options import HardenConfig
 from gan_mask.landmarks import frame

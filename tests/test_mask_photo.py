@@ -10,14 +10,14 @@ import pytest
 from conftest import embedded_photo
 from PIL import ExifTags, Image
 
-from gan_mask import FaceFinder, Generator, MaskedPhoto, SampleConfig, mask_photo, sample, sampling
+from gan_mask import FaceFinder, Generator, GeneratorConfig, MaskedPhoto, SampleConfig, mask_photo, sample, sampling
 from gan_mask.errors import GanMaskError
 from gan_mask.sampling import photo_files
 
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return Generator(widths=(4, 8), noise=4, kernel=3, size=96).eval()
+    return Generator(GeneratorConfig(widths=(4, 8), noise=4, kernel=3, size=96)).eval()
 
 
 @pytest.fixture(scope="module")

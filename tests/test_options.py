@@ -13,7 +13,7 @@ from conftest import REPOSITORY, parser_of, status
 
 from gan_mask import EvaluationConfig, SampleConfig, attacks, cli, evaluate, pretrained, sample, training
 from gan_mask.cli.methods import parse_with_attack
-from gan_mask.data.prepare import Settings, prepare
+from gan_mask.data.prepare import PrepareConfig, prepare
 from gan_mask.errors import GanMaskError
 from gan_mask.harden import alarm, table
 from gan_mask.harden import options as harden_options
@@ -24,7 +24,7 @@ from gan_mask.training.options import TrainConfig
 CASES = Path(__file__).parent / "cases"
 DATACLASSES = (
     TrainConfig, harden_options.HardenConfig, table.TableConfig, alarm.AlarmConfig, attacks.Options,
-    GeneratorConfig, Settings, SampleConfig, EvaluationConfig,
+    GeneratorConfig, PrepareConfig, SampleConfig, EvaluationConfig,
 )  # fmt: skip
 FOLDERS = {
     "training": "--data X --out Y", "harden": "--data X --out Y --against dm", "harden.table": "--data X --out Y",
@@ -100,8 +100,8 @@ def test_options_made_in_python_are_checked_too(tmp_path):
         train(TrainConfig(data="X", out=str(tmp_path / "out"), learning_rate=-1))
     with pytest.raises(GanMaskError, match="^step_size: expected a number from 0 to 1, got 2"):
         attacks.Options(step_size=2)
-    with pytest.raises(GanMaskError, match="--min-score: expected a number from 0 to 1, got nan"):
-        prepare("synthetic", tmp_path / "out", Settings(min_score=math.nan))
+    with pytest.raises(GanMaskError, match="^min_score: expected a number from 0 to 1, got nan"):
+        prepare(PrepareConfig(src="synthetic", dst=str(tmp_path / "out"), min_score=math.nan))
     with pytest.raises(GanMaskError, match="^min_score: expected a number from 0 to 1, got 90"):
         sample(SampleConfig(faces="X", out=str(tmp_path / "out"), min_score=90))
     with pytest.raises(GanMaskError, match="^faces is missing: folder of photos"):

@@ -47,9 +47,9 @@ def test_the_readme_example_names_exist() -> None:
 def test_public_names_are_listed_and_lead_somewhere() -> None:
     code = "import gan_mask as g; assert {*g.__all__} <= {*dir(g)}; print(*(getattr(g, n).__name__ for n in g.__all__))"
     assert python(code).split() == [
-        "EvaluationConfig", "FaceFinder", "Generator", "GeneratorConfig", "MaskedPhoto", "Report", "SampleConfig",
-        "TrainConfig", "align", "gan_mask.attacks", "evaluate", "load_generator", "mask_photo", "read_image", "region",
-        "sample", "train", "unwrap", "wear",
+        "EvaluationConfig", "FaceFinder", "Generator", "GeneratorConfig", "HardenConfig", "MaskedPhoto",
+        "PrepareConfig", "Report", "SampleConfig", "TrainConfig", "align", "gan_mask.attacks", "evaluate",
+        "load_generator", "mask_photo", "read_image", "region", "sample", "train", "unwrap", "wear",
     ]  # fmt: skip
     python("import gan_mask as g; assert not hasattr(g, 'masks')")
 

@@ -23,7 +23,7 @@ from PIL import Image
 from gan_mask import landmarks as lm
 from gan_mask.data import INDEX, SPLITS, PreparedSet, photo_source
 from gan_mask.data import prepare as module
-from gan_mask.data.prepare import Settings, Source, main, prepare, split
+from gan_mask.data.prepare import PrepareConfig, Settings, Source, main, prepare, split
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import read_image
 
@@ -63,7 +63,7 @@ def small_chunks() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def finished(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     dst = tmp_path_factory.mktemp("finished") / "set"
-    prepare(people, dst, Settings(size=96))
+    prepare(PrepareConfig(src=str(people), dst=str(dst), size=96))
     return dst
 
 
@@ -121,7 +121,7 @@ def test_splits_are_by_person_and_stable() -> None:
 
 
 def test_splits_of_a_set_share_nobody(people: Path, tmp_path: Path) -> None:
-    prepare(people, tmp_path / "set", Settings(size=32, splits=(0.4, 0.3, 0.3), seed=3))
+    prepare(PrepareConfig(src=str(people), dst=str(tmp_path / "set"), size=32, splits=(0.4, 0.3, 0.3), seed=3))
     parts = {name: PreparedSet(tmp_path / "set", name) for name in SPLITS}
     assert sum(map(len, parts.values())) == 9
     members = [set(part.identities.tolist()) for part in parts.values()]
@@ -138,7 +138,7 @@ def test_zip_and_workers_give_the_same_set(people: Path, finished: Path, tmp_pat
         photo = embedded_photo("id_0009/view_1")
         for name in ("__MACOSX/top/a.jpg", "top/.hidden.jpg", "top/folder.jpg/"):
             archive.writestr(name, photo if not name.endswith("/") else b"")
-    prepare(tmp_path / "my faces", tmp_path / "set", Settings(size=96), workers=2)
+    prepare(PrepareConfig(src=str(tmp_path / "my faces"), dst=str(tmp_path / "set"), size=96, workers=2))
     ours, theirs = content(tmp_path / "set"), content(finished)
     assert ours["crops.bin"] == theirs["crops.bin"] and ours["summary.json"] == theirs["summary.json"]
     faces = PreparedSet(tmp_path / "set")
@@ -207,7 +207,7 @@ def test_doubtful_people_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]:
         for path in tree(tmp_path / name, *paths).rglob("*.jpg"):
             path.write_bytes(photo)
-        prepare(tmp_path / name, tmp_path / f"{name} out", Settings(size=32))
+        prepare(PrepareConfig(src=str(tmp_path / name), dst=str(tmp_path / f"{name} out"), size=32))
         said = capsys.readouterr().err
         assert "taken for one person" in said and remedy in said
         regex = said.split("--identity-regex '")[1].split("'")[0]
@@ -273,7 +273,9 @@ def test_no_person_of_the_odd_cases_is_divided(tmp_path: Path) -> None:
     shutil.copytree(CASES / "05_nested", tmp_path / "nested")
     shutil.copy(CASES / "06_backslash.zip", tmp_path / "windows.zip")
     for source, number in ((tmp_path / "nested", 3), (tmp_path / "windows.zip", 2)):
-        summary = prepare(source, tmp_path / f"{source.stem} out", Settings(size=32, splits=(0.4, 0.3, 0.3)))
+        summary = prepare(
+            PrepareConfig(src=str(source), dst=str(tmp_path / f"{source.stem} out"), size=32, splits=(0.4, 0.3, 0.3))
+        )
         assert summary["people"] == number and summary["faces"] == 3 * number
         faces = PreparedSet(tmp_path / f"{source.stem} out")
         assert {faces.person(i) for i in range(len(faces))} == {f"id_{i + 1:04d}" for i in range(number)}
@@ -290,7 +292,7 @@ def test_files_of_systems_are_no_photos(hidden: str, tmp_path: Path) -> None:
 def test_heic_photos_are_listed_where_they_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
     assert (
-        prepare(CASES / "16_heic", tmp_path / "set", Settings(size=32))["photos"] == 2
+        prepare(PrepareConfig(src=str(CASES / "16_heic"), dst=str(tmp_path / "set"), size=32))["photos"] == 2
     )  # a hidden file lies there, too
     with open(tmp_path / "set" / "skipped.csv", newline="") as f:
         (row,) = (row for row in csv.DictReader(f) if row["reason"] == "unreadable")
@@ -358,7 +360,7 @@ def test_killed_and_resumed_is_the_same(
         PreparedSet(dst)
     photos_read = []
     monkeypatch.setattr(photo_source, "read_image", lambda *given: photos_read.append(given) or read_image(*given))
-    prepare(people, dst, Settings(size=96))
+    prepare(PrepareConfig(src=str(people), dst=str(dst), size=96))
     assert len(photos_read) < 12
     assert content(dst) == content(finished)
 
@@ -381,7 +383,7 @@ def test_ctrl_c_says_how_to_go_on(people: Path, tmp_path: Path) -> None:
 def test_dead_worker_is_noticed(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_work", _die)
     with pytest.raises(GanMaskError, match="worker process died"):
-        prepare(people, tmp_path / "set", Settings(), workers=2)
+        prepare(PrepareConfig(src=str(people), dst=str(tmp_path / "set"), workers=2))
 
 
 def _die(*arguments: object) -> int:
@@ -464,8 +466,8 @@ def test_full_disk_is_told_and_can_be_continued(
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full)
         with pytest.raises(GanMaskError, match="set: cannot be written .No space left on device"):
-            prepare(people, tmp_path / "set", Settings(size=96))
-    prepare(people, tmp_path / "set", Settings(size=96))
+            prepare(PrepareConfig(src=str(people), dst=str(tmp_path / "set"), size=96))
+    prepare(PrepareConfig(src=str(people), dst=str(tmp_path / "set"), size=96))
     assert content(tmp_path / "set") == content(finished)
 
 
@@ -514,4 +516,4 @@ def test_synthetic_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for person in (1, 2):
             archive.writestr(f"synthfaces/id_{person:04d}/view_1.webp", embedded_photo(f"id_{person:04d}/view_1"))
     monkeypatch.setattr(module, "EMBEDDED", tmp_path / "two.zip")
-    assert prepare("synthetic", tmp_path / "set", Settings(size=64))["people"] == 2
+    assert prepare(PrepareConfig(src="synthetic", dst=str(tmp_path / "set"), size=64))["people"] == 2

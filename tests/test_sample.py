@@ -89,7 +89,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     torch.manual_seed(0)
-    Generator(widths=(4, 8), noise=4, kernel=3, size=96, default_template="face-010").save_pretrained(folder)
+    Generator(GeneratorConfig(widths=(4, 8), noise=4, kernel=3, size=96, default_template="face-010")).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -402,7 +404,7 @@ def test_a_checkpoint_brings_a_template_of_its_own(run: Run, tmp_path: Path) -> 
     folder = small_folder(tmp_path, 4)
     for name, colour in (("red", (1.0, 0.0, 0.0)), ("blue", (0.0, 0.0, 1.0))):
         torch.manual_seed(0)
-        generator = Generator(widths=(4, 8), noise=4, kernel=3, size=96, default_template="own")
+        generator = Generator(GeneratorConfig(widths=(4, 8), noise=4, kernel=3, size=96, default_template="own"))
         generator.template.copy_(torch.tensor(colour)[:, None, None])
         generator.save_pretrained(tmp_path / name)
         assert run(folder, tmp_path / f"with {name}", "--checkpoint", str(tmp_path / name)) == 0

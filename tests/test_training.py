@@ -17,6 +17,7 @@ from gan_mask import load_generator, losses, pretrained, templates, training
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator
 from gan_mask.landmarks import frame
+from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained import classifier
 from gan_mask.pretrained.protocol import resize, weights_digest
 from gan_mask.training import log, loop, state
@@ -124,7 +125,7 @@ def test_fine_tuning_begins_with_the_checkpoint(fakes, prepared, tmp_path, capsy
     arguments = ["--data", str(prepared), "--out", str(tmp_path / "x"), *TINY, "--start", str(tmp_path / "first")]
     assert "--kernel 5, not 3" in error(capsys, *arguments, "--kernel", "3")
     for other in ({"noise": 8}, {"texture_height": 36}):
-        Generator(widths=(8, 16), **other).save_pretrained(tmp_path / "other")
+        Generator(GeneratorConfig(widths=(8, 16), **other)).save_pretrained(tmp_path / "other")
         name, value = (*other.items(),)[0]
         message = error(capsys, *arguments[:-1], str(tmp_path / "other"))
         assert f"{name.replace('_', ' ')} {value}, not" in message

@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class Settings:
     identity_regex: str | None = None  # by folder, see photo_source.people
 
     def check(self) -> None:
-        values.check(self, values.dashed)
+        values.check(self)
         if not (len(self.splits) == 3 and math.isclose(sum(self.splits), 1, abs_tol=1e-6)):
             shown = ",".join(map(str, self.splits))
             raise GanMaskError(f"--splits: expected three fractions that sum to 1, such as 0.9,0.05,0.05, got {shown}")
@@ -80,6 +80,36 @@ class Settings:
                 f"--identity-regex: expected a regular expression whose first group is the person, "
                 f"got {self.identity_regex!r}"
             )
+
+
+@dataclass(frozen=True)
+class PrepareConfig(Settings):
+    """A job: which photos become which set, and on what; with the settings."""
+
+    src: str = ""  # a folder, a .zip file, or "synthetic" for the faces in the package
+    dst: str = ""  # new folder for the prepared set
+    workers: int = limited(1, WORKERS)  # processes
+    device: str = "cpu"  # where faces are searched: cpu, cuda, cuda:1, ...
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+
+    def check(self) -> None:
+        super().check()
+        for name in ("src", "dst"):
+            if not getattr(self, name):
+                raise GanMaskError(f"{name} is missing")
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise GanMaskError(f"--device {self.device}: not usable here ({str(error).splitlines()[0]})") from None
+
+
+Summary = TypedDict("Summary", {
+    "photos": int, "faces": int, "people": int, "splits": dict[str, dict[str, int]],  # split -> people, faces
+    "no face": int, "unreadable": int, "several faces": int, "doubtful landmarks": int,
+})  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- one chunk
@@ -216,18 +246,15 @@ def run_chunks(
 # -------------------------------------------------------------------------------------------- the set
 
 
-def prepare(
-    src: str | Path, dst: str | Path, settings: Settings, workers: int = 1, device: str = "cpu"
-) -> dict[str, Any]:
-    """Prepare `src` (a folder, a .zip file, or "synthetic") into `dst`; returns the summary.
+def prepare(c: PrepareConfig) -> Summary:
+    """Make the prepared set `dst`; how many photos, faces and people there are.
 
-    Goes on where an earlier, interrupted call with the same arguments stopped.
+    Goes on where an earlier, interrupted call with the same settings stopped. GanMaskError for wrong settings, for a
+    folder of others, and where no photo has a face; photos that cannot be read are listed in dst/skipped.csv.
     """
-    settings.check()
-    _check_device(device)
-    if workers not in WORKERS:
-        raise GanMaskError(f"--workers: expected a whole number {WORKERS}, got {workers}")
-    source_path, dst = EMBEDDED if str(src) == "synthetic" else Path(src), Path(dst)
+    c.check()
+    settings, dst = c.settings, Path(c.dst)
+    source_path = EMBEDDED if c.src == "synthetic" else Path(c.src)
     source = Source(source_path)
     photos = source.photos(settings.identity_regex)
     if settings.identity_regex is None and (doubt := doubts(photos)):
@@ -242,7 +269,7 @@ def prepare(
         parts = dst / ".parts"
         if _is_finished(dst, begun, remedy):
             shutil.rmtree(parts, ignore_errors=True)
-            return dict(read_json(dst / "summary.json"))
+            return read_json(dst / "summary.json")
         with belongs.claimed(parts / "settings.json", begun, remedy):
             remove_leftovers(dst)
             numbered = {n: photos[n * CHUNK : (n + 1) * CHUNK] for n in range(math.ceil(len(photos) / CHUNK))}
@@ -250,17 +277,10 @@ def prepare(
             done = len(photos) - sum(map(len, left.values()))
             with Progress(total=len(photos), initial=done, desc="prepare", unit=" photos", smoothing=0.05) as bar:
                 if left:
-                    run_chunks(left, workers, (source_path, parts, settings, device), bar.update)
+                    run_chunks(left, c.workers, (source_path, parts, settings, c.device), bar.update)
             summary = _finish(dst, [part_path(parts, n) for n in numbered], settings, begun)
         shutil.rmtree(parts)
         return summary
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise GanMaskError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from None
 
 
 @contextmanager
@@ -303,23 +323,49 @@ def _load(paths: Iterable[Path]) -> Iterator[Part]:
         yield loaded
 
 
-def _finish(dst: Path, parts: Sequence[Path], settings: Settings, begun: dict[str, Any]) -> dict[str, Any]:
+def _finish(dst: Path, parts: Sequence[Path], settings: Settings, begun: dict[str, Any]) -> Summary:
     """Join the parts, one in memory at a time; meta.json comes last and makes the set valid."""
-    faces_of: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    for part in _load(parts):
-        faces_of.update(kept["person"] for kept in part.kept)
-        reasons.update(reason for _, reason, _ in part.notes)
-    faces = faces_of.total()
-    if not faces:
+    faces_of, reasons = _counted(parts)
+    if not faces_of:
         example = " ".join(next(note for part in _load(parts) for note in part.notes)).strip()
         shutil.rmtree(dst / ".parts")
         raise GanMaskError(
             f"no face in any of the {begun['photos']} photos ({_counts(reasons)}; the first: {example}). "
             "Lower --min-score or --min-size, or look at the photos"
         )
-    people = sorted(faces_of)
-    split_of = {person: split(person, settings) for person in people}
+    split_of = {person: split(person, settings) for person in sorted(faces_of)}
+    _join(dst, parts, faces_of.total(), split_of)
+    summary: Summary = {
+        "photos": begun["photos"], "faces": faces_of.total(), "people": len(split_of),
+        "splits": {name: _in_split(name, split_of, faces_of) for name in SPLITS},
+        "no face": reasons["no face"], "unreadable": reasons["unreadable"], "several faces": reasons["several faces"],
+        "doubtful landmarks": reasons["doubtful landmarks"],
+    }  # fmt: skip
+    write_json(dst / "summary.json", summary)
+    sizes = {name: os.path.getsize(dst / name) for name in ("index.npy", "crops.bin", "strings.bin")}
+    meta = {"format": FORMAT, "size": settings.size, "margin": settings.margin}
+    counts = {"faces": summary["faces"], "people": summary["people"], "splits": summary["splits"]}
+    write_json(dst / "meta.json", {**meta, **counts, "bytes": sizes, "settings": begun})
+    return summary
+
+
+def _counted(parts: Sequence[Path]) -> tuple[Counter[str], Counter[str]]:
+    """Faces of each person, and notes of each kind."""
+    faces_of: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for part in _load(parts):
+        faces_of.update(kept["person"] for kept in part.kept)
+        reasons.update(reason for _, reason, _ in part.notes)
+    return faces_of, reasons
+
+
+def _in_split(name: str, split_of: dict[str, str], faces_of: Counter[str]) -> dict[str, int]:
+    people = [person for person, s in split_of.items() if s == name]
+    return {"people": len(people), "faces": sum(faces_of[person] for person in people)}
+
+
+def _join(dst: Path, parts: Sequence[Path], faces: int, split_of: dict[str, str]) -> None:
+    """Write the set's files but for meta.json and summary.json. split_of: of all people, by name."""
     with (
         replacing(dst / "index.npy") as index_path, open(index_path, "wb") as index,
         replacing(dst / "crops.bin") as crops_path, open(crops_path, "wb") as crops,
@@ -331,7 +377,7 @@ def _finish(dst: Path, parts: Sequence[Path], settings: Settings, begun: dict[st
         table = csv.writer(skipped)
         table.writerow(["path", "reason", "detail"])
         place: dict[str, tuple[int, int, int]] = {}  # person -> identity, offset, length
-        for identity, person in enumerate(people):
+        for identity, person in enumerate(split_of):
             place[person] = identity, strings.tell(), strings.write(person.encode(*UTF8))
         for part in _load(parts):
             records = part.records
@@ -343,23 +389,6 @@ def _finish(dst: Path, parts: Sequence[Path], settings: Settings, begun: dict[st
             crops.write(part.crops.tobytes())
             index.write(records.tobytes())
             table.writerows(part.notes)
-    splits = {
-        name: {
-            "people": sum(s == name for s in split_of.values()),
-            "faces": sum(n for person, n in faces_of.items() if split_of[person] == name),
-        }
-        for name in SPLITS
-    }
-    summary = {
-        "photos": begun["photos"], "faces": faces, "people": len(people), "splits": splits,
-        "no face": reasons["no face"], "unreadable": reasons["unreadable"], "several faces": reasons["several faces"],
-        "doubtful landmarks": reasons["doubtful landmarks"],
-    }  # fmt: skip
-    write_json(dst / "summary.json", summary)
-    sizes = {name: os.path.getsize(dst / name) for name in ("index.npy", "crops.bin", "strings.bin")}
-    meta = {"format": FORMAT, "size": settings.size, "margin": settings.margin, "faces": faces, "people": len(people)}
-    write_json(dst / "meta.json", {**meta, "splits": splits, "bytes": sizes, "settings": begun})
-    return summary
 
 
 def split(person: str, settings: Settings) -> str:
@@ -448,16 +477,15 @@ def _cores() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = vars(parse_args(argv))
-    src, dst, workers, device = (args.pop(name) for name in ("src", "dst", "workers", "device"))
+    c = PrepareConfig(**vars(parse_args(argv)))
     started = time.monotonic()
     forget_old_shapes()
-    with cli.ending(f"run the same command again to continue {dst}"):
-        print_summary(prepare(src, dst, Settings(**args), workers, device), Path(dst))
+    with cli.ending(f"run the same command again to continue {c.dst}"):
+        print_summary(prepare(c), Path(c.dst))
         print(f"{time.monotonic() - started:.0f} s")
 
 
-def print_summary(summary: dict[str, Any], dst: Path) -> None:
+def print_summary(summary: Summary, dst: Path) -> None:
     for name, part in summary["splits"].items():
         print(f"{name:5} {part['people']:7} people {part['faces']:8} faces" + ("" if part["faces"] else "  (empty)"))
     print(f"{summary['photos']} photos -> {summary['faces']} faces of {summary['people']} people")

@@ -24,7 +24,7 @@ from gan_mask.evaluation.rates import Sets
 from gan_mask.evaluation.report import Report, cost_of, figures_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
 from gan_mask.faces import FaceFinder
-from gan_mask.generator import SHIPPED, Generator, load_generator
+from gan_mask.generator import SHIPPED, Generator, load_generator, local
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained.perceptual import Perceptual
 from gan_mask.pretrained.protocol import fingerprints, weights_digest
@@ -204,7 +204,7 @@ def naturalness_of(a: Assembled, perceptual: Perceptual, landmarks: torch.Tensor
 def checkpoint_of(c: EvaluationConfig) -> Path | None:
     """The generator's folder: the shipped one where none is given; None where no generator is asked for."""
     if c.checkpoint:
-        return Path(c.checkpoint)
+        return local(c.checkpoint)
     return SHIPPED if "generator" in c.methods else None
 
 

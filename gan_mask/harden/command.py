@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gan_mask import attacks, cli, harden, pretrained
+from gan_mask import attacks, cli, pretrained
+from gan_mask import harden as package
 from gan_mask.data import PreparedSet
 from gan_mask.harden import pictures
 from gan_mask.harden.export import export
@@ -22,11 +23,14 @@ from gan_mask.pretrained.protocol import Detector, fingerprints
 
 def main(argv: Sequence[str] | None = None) -> None:
     with cli.ending():
-        run(cli.parse(HardenConfig, argv, (harden.__doc__ or "").partition("\n\n")[0]))
+        harden(cli.parse(HardenConfig, argv, (package.__doc__ or "").partition("\n\n")[0]))
 
 
-def run(c: HardenConfig) -> Path:
-    """Returns the sidecar of the hardened detector."""
+def harden(c: HardenConfig) -> Path:
+    """Harden a detector, or go on with what --out holds; the sidecar of the result.
+
+    GanMaskError for wrong options, and for a folder of others.
+    """
     check(c)
     photos = PreparedSet(c.data, "train")
     detector = pretrained.load_detector(c.detector)

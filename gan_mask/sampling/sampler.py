@@ -14,7 +14,7 @@ from gan_mask import attacks, pretrained
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
-from gan_mask.generator import SHIPPED, load_generator
+from gan_mask.generator import SHIPPED, load_generator, local
 from gan_mask.landmarks import FRAMING
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained import contract
@@ -84,7 +84,7 @@ def load(c: SampleConfig) -> Sampler:
     faces = Path(c.faces)
     return Sampler(
         source=faces if faces.is_dir() else faces.parent, out=Path(c.out), masker=masker,
-        method_name=c.method, checkpoint=checkpoint_of(c).name if generator else None,
+        method_name=c.method, checkpoint=Path(c.checkpoint or SHIPPED).name if generator else None,
         largest=c.largest, batch_size=c.batch_size, device=c.device,
         finder=FaceFinder(c.device, c.min_score),
         embedders=embedders, detectors=detectors,
@@ -92,4 +92,4 @@ def load(c: SampleConfig) -> Sampler:
 
 
 def checkpoint_of(c: SampleConfig) -> Path:
-    return Path(c.checkpoint or SHIPPED)
+    return local(c.checkpoint or SHIPPED)

@@ -30,7 +30,7 @@ from gan_mask.data import PreparedSet
 from gan_mask.data.shards import ShardSet, open_faces
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator, load_generator
-from gan_mask.networks import OWN
+from gan_mask.networks import OWN, GeneratorConfig
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint, weights_digest
 from gan_mask.training.camera import Photographed
@@ -140,16 +140,17 @@ def networks_of(
     c: TrainConfig, photos: PreparedSet | ShardSet, surrogates: Surrogates, device: torch.device
 ) -> tuple[Generator, Generator, nn.Module]:
     """Generator, its average over the steps, and discriminator."""
-    generator = Generator(
+    config = GeneratorConfig(
         widths=c.widths, noise=GENERATOR_NOISE, heads=c.heads, appearance_bound=c.appearance_bound,
         shape_bound=c.shape_bound, light_bound=c.light_bound, kernel=c.kernel, residual_bound=c.residual_bound,
         placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
         default_template=default_template(c), trained_against=trained_against(c),
         trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),
     )  # fmt: skip
+    generator = Generator(config)
     if c.start and not has_checkpoint(Path(c.out)):
         begin_with(generator, c.start)
-    ema = Generator(**values.to_dict(generator.config))
+    ema = Generator(generator.config)
     discriminator = make_discriminator(c.discriminator_width)
     ema.load_state_dict(generator.state_dict())
     ema.requires_grad_(False).to(device)

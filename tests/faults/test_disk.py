@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_training import TINY, error, run, weights
 
 from gan_mask.data import prepare as module
-from gan_mask.data.prepare import Settings, main, prepare
+from gan_mask.data.prepare import PrepareConfig, main, prepare
 
 Mount = Callable[[str], Path]
 
@@ -92,8 +92,8 @@ def test_preparing_on_a_full_and_on_a_read_only_disk(mount, people, tmp_path, ca
     assert status(main, [str(people), str(dst), "--size", "160", "--workers", "1"]) == 2
     assert "Read-only file system" in capsys.readouterr().err
     remount(dst.parent, "rw")
-    prepare(people, dst, Settings(size=160))
-    prepare(people, tmp_path / "reference", Settings(size=160))
+    prepare(PrepareConfig(src=str(people), dst=str(dst), size=160))
+    prepare(PrepareConfig(src=str(people), dst=str(tmp_path / "reference"), size=160))
     for path in (tmp_path / "reference").iterdir():
         assert (dst / path.name).read_bytes() == path.read_bytes()
 

@@ -26,7 +26,6 @@ from test_training import TINY, run
 
 from gan_mask import sampling, weights
 from gan_mask.data import PreparedSet, prepare
-from gan_mask.data.prepare import Settings
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import load_generator
 from gan_mask.pretrained import classifier, dlib_resnet, facenet, perceptual
@@ -228,7 +227,7 @@ def test_no_photo_leaves_the_machine(no_network, fakes, prepared, tmp_path, capf
     photos = tmp_path / "photos" / "Anna Secret"
     photos.mkdir(parents=True)
     (photos / "1.webp").write_bytes(embedded_photo("id_0004/view_1"))
-    prepare.prepare(tmp_path / "photos", tmp_path / "set", Settings(size=64))
+    prepare.prepare(prepare.PrepareConfig(src=str(tmp_path / "photos"), dst=str(tmp_path / "set"), size=64))
     options = ["--method", "dm", "--embedders", "fake", "--detectors", "fake"]
     sampling.main(["--faces", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), *options])
     capfd.readouterr()
