@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+
+from torch import Tensor
 
 from gan_mask.attacks.advface import AdvFace
 from gan_mask.attacks.advnoise_dm import AdvNoiseDM
@@ -42,7 +45,7 @@ def method(
         raise GanMaskError(f"unknown method '{name}'; known: {', '.join(METHODS)}")
     if name == "dm-seamless" or (name == "dm" and options.placement == "seamless"):
         return Painted(dm_adapted, "seamless")
-    return Painted({"none": none, "plain": plain, "dm": dm}[name], "paper", options.softness)
+    return Painted(BENIGN[name], "paper", options.softness)
 
 
 def refined(generator: Generator, surrogates: Surrogates | None, options: Options) -> AdvFace:
@@ -53,4 +56,5 @@ def refined(generator: Generator, surrogates: Surrogates | None, options: Option
 
 
 OPTIMISED: dict[str, type[Optimised]] = {kind.name: kind for kind in (AdvNoiseDM, MF2M, AdvFace)}
-METHODS = ("none", "plain", "dm", "dm-seamless", *OPTIMISED, "generator")
+BENIGN: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor | None]] = {"none": none, "plain": plain, "dm": dm}
+METHODS = (*BENIGN, "dm-seamless", *OPTIMISED, "generator")

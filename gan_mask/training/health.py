@@ -36,7 +36,7 @@ class Figures(NamedTuple):
 
 
 def read(terms: Sequence[dict[str, Tensor]], norms: Sequence[Tensor], texture: Tensor, template: Tensor) -> Figures:
-    """All figures of a step in one tensor: the one time that the device is waited for.
+    """All figures of a step, read from the device as one tensor.
 
     terms: mean losses of each micro-batch, the last of which are shown; textures and templates (B, 3, h, w). Raises
     GanMaskError that names a term which is not finite.

@@ -98,7 +98,7 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     device = accelerator.device
     surrogates = load_surrogates(c.embedders, c.detectors, c.far, device, perceptual=c.perceptual > 0)
     set_seed(c.seed)  # after the surrogates, some of which draw numbers when they are made
-    generator, ema, judge = networks_of(c, photos, surrogates, device)
+    generator, ema, bare_discriminator = networks_of(c, photos, surrogates, device)
 
     # Templates; only then the run folder, so that a start that fails leaves none
     bank = templates.Bank(c.templates, generator.texture_size, device)
@@ -107,8 +107,8 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     claim(out, c, surrogates, accelerator, held)
 
     # Where an earlier run stopped. `bare` is without what accelerate wraps around the networks: torch.compile, DDP
-    bare = {"net": generator.net, "discriminator": judge}
-    net, discriminator, *optimizers = accelerator.prepare(*bare.values(), *optimizers_of(c, generator.net, judge))
+    bare = {"net": generator.net, "discriminator": bare_discriminator}
+    net, discriminator, *optimizers = accelerator.prepare(*bare.values(), *optimizers_of(c, *bare.values()))
     state = State(out, accelerator, bare, ema, optimizers)
     start = state.load_latest()
 

@@ -54,7 +54,7 @@ class TrainStep:
     accelerator: Accelerator
     net: nn.Module
     discriminator: nn.Module
-    judge: nn.Module  # the discriminator itself, without what accelerate wraps around it
+    bare_discriminator: nn.Module  # the discriminator itself, without what accelerate wraps around it
     optimizers: Sequence[Any]  # of generator and discriminator
     surrogates: Surrogates
     references: Sequence[Tensor]  # per embedder, clean embeddings (N, D) of the train split
@@ -62,7 +62,7 @@ class TrainStep:
     schedule: Schedule
 
     def __call__(self, loaded: Iterator[dict[str, Tensor]], step: int) -> Figures:
-        """The step's figures: the one thing that is read from the device. GanMaskError when they are no numbers."""
+        """The step's figures, read from the device at once. GanMaskError when they are no numbers."""
         networks, limits = (self.net, self.discriminator), (self.c.clip, 10 * self.c.clip)
         terms: list[Terms] = []
         for micro in range(self.c.accumulate):
@@ -88,8 +88,8 @@ class TrainStep:
         backward(d_terms)
 
         # The generator learns to evade it and the surrogates; the discriminator stays as it is
-        with frozen(self.judge), self.accelerator.autocast():
-            g_terms = generator_terms(batch, masked, self.judge, self.surrogates, self.c)
+        with frozen(self.bare_discriminator), self.accelerator.autocast():
+            g_terms = generator_terms(batch, masked, self.bare_discriminator, self.surrogates, self.c)
         backward(g_terms)
         return masked, {**g_terms, **d_terms}
 
@@ -122,13 +122,13 @@ class TrainStep:
     def culprit(self, items: dict[str, Tensor], step: int, micro: int) -> GanMaskError:
         """About a gradient that is not finite; raised here where a term is to blame."""
         alone = self.alone()
-        parameters = [*alone.net.parameters(), *alone.judge.parameters()]
+        parameters = [*alone.net.parameters(), *alone.bare_discriminator.parameters()]
         alone.gradients(alone.batch(items, step, micro), step, partial(name_the_culprit, parameters=parameters))
         return not_finite("a gradient")
 
     def alone(self) -> TrainStep:
         """The same without the other processes, to find out what went wrong on this one."""
-        return replace(self, net=self.accelerator.unwrap_model(self.net), discriminator=self.judge)
+        return replace(self, net=self.accelerator.unwrap_model(self.net), discriminator=self.bare_discriminator)
 
 
 def mask(batch: Batch, net: nn.Module, c: TrainConfig) -> Masked:
