@@ -251,7 +251,7 @@ class Training:
 
     def networks(self) -> None:
         """The same passes of the same networks, on any input."""
-        self.net(self.texture, self.bank, self.noise).sum().backward()
+        self.net(self.texture, self.bank, self.noise).texture.sum().backward()
         self.discriminator(torch.cat([self.image, self.image])).sum().backward()
         self.discriminator.requires_grad_(False)
         self.discriminator(self.picture).sum().backward()
