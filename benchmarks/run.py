@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from gan_mask import attacks, augment, files, landmarks, masking, templates
 from gan_mask.attacks.surrogates import load_surrogates
 from gan_mask.data import EMBEDDED, PreparedSet, prepare
-from gan_mask.evaluation import looks
+from gan_mask.evaluation import redetection
 from gan_mask.evaluation.run import write_pngs
 from gan_mask.faces import FaceFinder, align, read_image, to_8_bit, to_tensors
 from gan_mask.generator import Generator, load_generator
@@ -475,7 +475,7 @@ def evaluation(quick: bool, device: str) -> dict[str, Any]:
             masked = to_8_bit(masking.wear(crops, points, generator.texture(crops, points, bank), 0.03))
             write_pngs(paths, masked)
             images = [read_image(path) for path in paths]
-            looks.look(images, {"dlib": s.embedders[0]}, {"classifier": s.detectors[0]}, finder, device)
+            redetection.redetect(images, {"dlib": s.embedders[0]}, {"classifier": s.detectors[0]}, finder, device)
 
         @torch.no_grad()
         def networks() -> None:

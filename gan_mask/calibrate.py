@@ -1,6 +1,6 @@
-"""python -m gan_mask.calibrate, and its main: see gan_mask.evaluation.calibrate."""
+"""python -m gan_mask.calibrate, and its main: see gan_mask.evaluation.embedder_thresholds."""
 
-from gan_mask.evaluation.calibrate import main
+from gan_mask.evaluation.embedder_thresholds import main
 
 __all__ = ["main"]
 

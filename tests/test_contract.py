@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gan_mask import attacks, evaluation, pretrained, sampling
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import calibrate
+from gan_mask.evaluation import embedder_thresholds
 from gan_mask.harden import alarm
 from gan_mask.pretrained import contract, load_detector, load_embedder
 
@@ -200,7 +200,7 @@ def test_calibration_and_training_name_network_and_photo(
 ) -> None:
     from gan_mask import training
 
-    assert status(calibrate.main, ["--data", str(prepared), "--embedder", "moody", "--device", "cpu"]) == 2
+    assert status(embedder_thresholds.main, ["--data", str(prepared), "--embedder", "moody", "--device", "cpu"]) == 2
     assert "moody: answers NaN or infinity for id_0020/view_3" in capsys.readouterr().err
     run = ["--data", str(prepared), "--steps", "1", "--perceptual", "0", "--workers", "0", "--out"]
     assert status(training.main, [*run, str(tmp_path / "a"), "--embedders", "moody", "--detectors", "fake"]) == 2

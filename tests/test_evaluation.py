@@ -18,7 +18,7 @@ from PIL import Image
 from gan_mask import EvaluationConfig, attacks, evaluate, evaluation, masking, pretrained, templates, weights
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import appearance, command, gate, groups, looks, realism, run
+from gan_mask.evaluation import appearance, command, gate, groups, realism, redetection, run
 from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
@@ -307,7 +307,7 @@ def test_a_whole_run(evaluated, prepared):
     assert len(rows) == 4 * count * 2  # methods x probes x (embedder and detector)
     cost = json.loads((out / "cost.json").read_text())
     assert cost["methods"]["advnoise-dm"]["iterations"]["rate"] <= 2 and cost["methods"]["dm"]["iterations"] is None
-    assert set(report["robustness"]["surrogates"]["dm"]) == {"unchanged", *looks.CHANGES}
+    assert set(report["robustness"]["surrogates"]["dm"]) == {"unchanged", *redetection.CHANGES}
 
     # The files: the clean probe as it is, and masked ones that differ from it inside of the mask alone.
     for i in range(count):
@@ -709,7 +709,7 @@ def test_dodging_is_what_dlibs_own_program_says_by_its_rule_of_0_6(tmp_path):
         texture = templates.load("face-020")
         wear_on_photo(probe, face.landmarks, texture, texture, "paper", 0.03)  # six masked, four clean
     raw = {"dlib": embedder.embed}  # distances are of raw descriptors
-    ours = [looks.look(images, raw, {}, finder, "cpu").embedding["dlib"] for images in (probes, mates)]
+    ours = [redetection.redetect(images, raw, {}, finder, "cpu").embedding["dlib"] for images in (probes, mates)]
 
     detect = dlib.get_frontal_face_detector()
     shape = dlib.shape_predictor(str(weights.find("shape_predictor_68_face_landmarks.dat")))

@@ -16,7 +16,7 @@ import torch
 from conftest import embedded_photo, status
 from fakes import FakeDetector, FakeEmbedder
 
-from gan_mask import belongs, evaluation, files, harden, pretrained, sampling, training
+from gan_mask import evaluation, files, harden, pretrained, run_record, sampling, training
 from gan_mask.data import shards
 from gan_mask.data.prepare import main as prepare
 from gan_mask.errors import GanMaskError
@@ -175,7 +175,7 @@ def test_thresholds_belong_to_the_weights_that_they_were_measured_on(tmp_path, m
     assert Mine("a" * 64).threshold(1e-3) == 0.5
     with pytest.raises(GanMaskError, match=r"mine\.json.*weights of the network.*calibrate --embedder mine"):
         Mine("b" * 64).threshold(1e-3)
-    monkeypatch.setitem(belongs.CODE, "thresholds", 2)
+    monkeypatch.setitem(run_record.CODE, "thresholds", 2)
     with pytest.raises(GanMaskError, match="another version of the code, 1 -> 2"):
         Mine("a" * 64).threshold(1e-3)
 
@@ -196,29 +196,29 @@ def test_an_alarm_belongs_to_the_weights_that_it_was_fitted_to(tmp_path, fakes, 
 
 def test_what_differs_is_named_and_what_was_not_kept_then_is_not_held_against_a_folder():
     networks = {"detector x": "a" * 64, "detector y": "b" * 64}
-    now = belongs.inputs("shards", {"seed": 0, "names": ("a", "b")}, index="a" * 64, networks=networks)
-    assert belongs.differences(now, now) == {}
-    assert belongs.differences({"seed": 0, "names": ["a", "b"]}, now) == {}  # from before SHA-256 and code were kept
-    assert belongs.differences({**now, "networks": ["a" * 64, "b" * 64]}, now) == {}  # from before they had names
+    now = run_record.inputs("shards", {"seed": 0, "names": ("a", "b")}, index="a" * 64, networks=networks)
+    assert run_record.differences(now, now) == {}
+    assert run_record.differences({"seed": 0, "names": ["a", "b"]}, now) == {}  # from before SHA-256 and code were kept
+    assert run_record.differences({**now, "networks": ["a" * 64, "b" * 64]}, now) == {}  # from before they had names
     other = {"seed": 1, "names": ["a"], "index": "b" * 64, "networks": ["a" * 64, "c" * 64], "code": 0}
-    assert belongs.differences(other, now, free={"names"}) == {
+    assert run_record.differences(other, now, free={"names"}) == {
         "seed": "seed 1 -> 0",
         "index": "other faces of --data",
         "networks": "other weights of detector y",
         "code": "another version of the code, 0 -> 1",
     }
-    assert belongs.differences({}, now).keys() == {"seed", "names"}  # an option that nobody knows is another
+    assert run_record.differences({}, now).keys() == {"seed", "names"}  # an option that nobody knows is another
 
 
 @pytest.mark.parametrize("values", [np.full((3, 4), np.nan, np.float32), np.ones((2, 4), np.float32)])
 def test_kept_embeddings_that_are_not_finite_or_of_other_faces_are_not_used(tmp_path, capsys, values):
     path = tmp_path / "clean.npy"
-    assert belongs.embeddings(path, 3) is None and not capsys.readouterr().err
+    assert run_record.embeddings(path, 3) is None and not capsys.readouterr().err
     np.save(path, values)
-    assert belongs.embeddings(path, 3) is None
+    assert run_record.embeddings(path, 3) is None
     assert f"{path}: damaged" in capsys.readouterr().err
     np.save(path, np.ones((3, 4), np.float32))
-    kept = belongs.embeddings(path, 3)
+    kept = run_record.embeddings(path, 3)
     assert kept is not None and kept.shape == (3, 4)
 
 
@@ -251,7 +251,7 @@ def test_what_other_code_made_is_made_anew_and_said(photos, fakes, tmp_path, mon
     for _ in range(2):
         assert status(sampling.main, argv) == 0
     assert "1 of 1 photos were done before" in capsys.readouterr().out
-    monkeypatch.setitem(belongs.CODE, "masked photos", 2)
+    monkeypatch.setitem(run_record.CODE, "masked photos", 2)
     assert status(sampling.main, argv) == 0
     said = capsys.readouterr().out
     assert "masked anew, because of another version of the code, 1 -> 2" in said and "done before" not in said
@@ -274,7 +274,7 @@ def test_an_evaluation_from_before_goes_on_wherever_its_set_lies_until_the_code_
     shutil.copytree(prepared, moved)
     assert status(evaluation.main, ["--data", str(moved), *argv]) == 0
     assert calls == ["none", "dm"] and "made anew" not in capsys.readouterr().out
-    monkeypatch.setitem(belongs.CODE, "evaluation", 3)
+    monkeypatch.setitem(run_record.CODE, "evaluation", 3)
     assert status(evaluation.main, ["--data", str(moved), *argv]) == 0
     assert len(calls) == 4
     assert "everything is made anew, because of another version of the code, 2 -> 3" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gan_mask import harden, masking, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import looks
+from gan_mask.evaluation import redetection
 from gan_mask.harden import alarm, fit, pictures, table
 from gan_mask.harden.command import harden as run
 from gan_mask.harden.export import options_of
@@ -239,9 +239,9 @@ def test_an_attack_sees_the_alarm_as_a_detector(fakes: None) -> None:
 def test_the_periocular_fallback_is_embedded_and_kept_like_any_recogniser(prepared: Path, tmp_path: Path) -> None:
     photos, index = PreparedSet(prepared, "test"), np.arange(3)
     whole, upper = FakeEmbedder(), alarm.UpperFace(FakeEmbedder())  # type: ignore[arg-type]
-    one = looks.embed_clean("upper fake", upper, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
-    again = looks.embed_clean("upper fake", upper, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
-    other = looks.embed_clean("fake", whole, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
+    one = redetection.embed_clean("upper fake", upper, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
+    again = redetection.embed_clean("upper fake", upper, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
+    other = redetection.embed_clean("fake", whole, photos, index, tmp_path, "cpu")  # type: ignore[arg-type]
     assert np.array_equal(one, again) and not np.allclose(one, other)
     items = [photos[int(i)] for i in index]
     expected = upper(torch.stack([i["face"] for i in items]), torch.stack([i["landmarks"] for i in items]))

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from gan_mask import FaceFinder, Generator, GeneratorConfig, MaskedPhoto, SampleConfig, mask_photo, sample, sampling
 from gan_mask.errors import GanMaskError
-from gan_mask.sampling import photo_files
+from gan_mask.sampling import photo_writer
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_saved_photo_is_marked_and_keeps_what_is_harmless(
     masked = mask_photo(tmp_path / "photo.jpg", generator, finder=finder)
     for name in ("masked.png", "masked.JPG", "folder/masked.webp"):
         masked.save(tmp_path / name)
-        assert "not an original photograph" in (photo_files.read_provenance(tmp_path / name) or "")
+        assert "not an original photograph" in (photo_writer.read_provenance(tmp_path / name) or "")
         with Image.open(tmp_path / name) as image:
             assert image.getexif()[ExifTags.Base.Make] == "Maker" and ExifTags.Base.Artist not in image.getexif()
     assert (np.asarray(Image.open(tmp_path / "masked.png")) == masked.image).all()

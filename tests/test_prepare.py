@@ -21,7 +21,7 @@ from conftest import CASES, REPOSITORY, embedded_photo, status
 from PIL import Image
 
 from gan_mask import landmarks as lm
-from gan_mask.data import INDEX, SPLITS, PreparedSet, photo_source
+from gan_mask.data import INDEX, SPLITS, PreparedSet, folder_or_zip
 from gan_mask.data import prepare as module
 from gan_mask.data.prepare import PrepareConfig, Settings, Source, main, prepare, split
 from gan_mask.errors import GanMaskError
@@ -217,14 +217,14 @@ def test_doubtful_people_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_one_persons_views_alone_look_like_people_and_this_is_said(tmp_path: Path) -> None:
     """Jane/frontal is built like lfw/Ann, so no rule can tell; the remedy that is named makes one person of them."""
     source = tree(tmp_path / "set", "J. Doe/frontal/1.jpg", "J. Doe/profile/2.jpg")
-    photos = photo_source.Source(source).photos()
+    photos = folder_or_zip.Source(source).photos()
     assert {photo.person for photo in photos} == {"frontal", "profile"}
-    said = photo_source.doubts(photos)
+    said = folder_or_zip.doubts(photos)
     assert "below one folder, J. Doe: the 2 folders in it are taken for as many people" in said
     regex = said.split("--identity-regex '")[1].split("'")[0]
     assert set(who(source, regex).values()) == {"J. Doe"}
-    many = tree(tmp_path / "many", *(f"lfw/person{i}/1.jpg" for i in range(photo_source.FEW + 1)))
-    assert not photo_source.doubts(photo_source.Source(many).photos())
+    many = tree(tmp_path / "many", *(f"lfw/person{i}/1.jpg" for i in range(folder_or_zip.FEW + 1)))
+    assert not folder_or_zip.doubts(folder_or_zip.Source(many).photos())
 
 
 def test_the_regex_counts_in_folders_too(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_killed_and_resumed_is_the_same(
     with pytest.raises(GanMaskError, match="run the same prepare command again"):
         PreparedSet(dst)
     photos_read = []
-    monkeypatch.setattr(photo_source, "read_image", lambda *given: photos_read.append(given) or read_image(*given))
+    monkeypatch.setattr(folder_or_zip, "read_image", lambda *given: photos_read.append(given) or read_image(*given))
     prepare(PrepareConfig(src=str(people), dst=str(dst), size=96))
     assert len(photos_read) < 12
     assert content(dst) == content(finished)

@@ -20,7 +20,7 @@ from torch import Tensor
 from gan_mask import landmarks as lm
 from gan_mask import weights
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import calibrate
+from gan_mask.evaluation import embedder_thresholds
 from gan_mask.files import sha256
 from gan_mask.pretrained import load_detector, load_embedder, load_perceptual
 from gan_mask.pretrained import onnx as onnx_family
@@ -430,10 +430,10 @@ def test_insightface_pack_that_is_missing_or_ambiguous(pack: Path) -> None:
 def test_calibrating_an_insightface_pack(
     pack: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate.thresholds, "CALIBRATED", tmp_path / "cache")
-    monkeypatch.setattr(calibrate.thresholds.far_thresholds, "__defaults__", ((0.01,), ()))
+    monkeypatch.setattr(embedder_thresholds.thresholds, "CALIBRATED", tmp_path / "cache")
+    monkeypatch.setattr(embedder_thresholds.thresholds.far_thresholds, "__defaults__", ((0.01,), ()))
     options = ["--data", str(prepared), "--embedder", "insightface:buffalo_l", "--device", "cpu"]
-    assert status(calibrate.main, options) == 0
+    assert status(embedder_thresholds.main, options) == 0
     assert -1 < load_embedder("insightface:buffalo_l").threshold(0.01) < 1
 
 
@@ -934,21 +934,27 @@ def test_calibrate_command(
 ) -> None:
     out = tmp_path / "dlib.json"
     assert (
-        status(calibrate.main, ["--data", str(prepared), "--embedder", "dlib", "--out", str(out), "--device", "cpu"])
+        status(
+            embedder_thresholds.main,
+            ["--data", str(prepared), "--embedder", "dlib", "--out", str(out), "--device", "cpu"],
+        )
         == 2
     )
     assert "error: 1710 impostor pairs are too few" in capsys.readouterr().err and not out.exists()
-    monkeypatch.setattr(calibrate.thresholds, "FARS", (0.01,))
-    monkeypatch.setattr(calibrate.thresholds.far_thresholds, "__defaults__", ((0.01,), ()))
+    monkeypatch.setattr(embedder_thresholds.thresholds, "FARS", (0.01,))
+    monkeypatch.setattr(embedder_thresholds.thresholds.far_thresholds, "__defaults__", ((0.01,), ()))
     assert (
-        status(calibrate.main, ["--data", str(prepared), "--embedder", "dlib", "--out", str(out), "--device", "cpu"])
+        status(
+            embedder_thresholds.main,
+            ["--data", str(prepared), "--embedder", "dlib", "--out", str(out), "--device", "cpu"],
+        )
         == 0
     )
     result = json.loads(out.read_text())
     assert 0.7 < result["cosine"]["0.01"] < 1
     assert result["provenance"]["identities"] == 20 and result["provenance"]["impostor_pairs"] == 1710
     assert len(result["provenance"]["weights_sha256"]) == 64
-    assert status(calibrate.main, ["--data", str(tmp_path / "none"), "--embedder", "dlib"]) == 2
+    assert status(embedder_thresholds.main, ["--data", str(tmp_path / "none"), "--embedder", "dlib"]) == 2
     assert "none" in capsys.readouterr().err
 
 

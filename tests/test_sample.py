@@ -27,7 +27,7 @@ from gan_mask.faces import FaceFinder
 from gan_mask.generator import Generator
 from gan_mask.networks import GeneratorConfig
 from gan_mask.photos import wear_on_photo
-from gan_mask.sampling import command, photo_files, sampler
+from gan_mask.sampling import command, photo_writer, sampler
 from gan_mask.sampling.folder import JOURNAL, find_targets
 from gan_mask.sampling.masker import Masker, Photo
 
@@ -236,7 +236,7 @@ def test_only_the_lower_face_changes(photos: Path, masked: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", [*FORMATS, "scan.bmp.png", "holidays 2021/été/drei.png"])
 def test_every_written_photo_says_what_it_is(masked: Path, name: str) -> None:
-    tag = photo_files.read_provenance(masked / name)
+    tag = photo_writer.read_provenance(masked / name)
     assert tag is not None
     assert "synthetic" in tag and "method=generator" in tag and "checkpoint=tiny" in tag
     assert "template=face-0" in tag and "not an original photograph" in tag
@@ -670,7 +670,7 @@ def test_a_single_photo_instead_of_a_folder(run: Run, tmp_path: Path, capsys: py
     before = (folder / "4.png").read_bytes()
     assert run(folder / "4.png", tmp_path / "out", "--method", "dm") == 0
     assert [(row["photo"], row["status"]) for row in table(tmp_path / "out")] == [("4.png", "ok")]
-    assert photo_files.read_provenance(tmp_path / "out" / "4.png")
+    assert photo_writer.read_provenance(tmp_path / "out" / "4.png")
     assert run(folder / "4.png", tmp_path / "out", "--method", "dm") == 0
     assert "1 of 1 photos were done before" in capsys.readouterr().out
     assert run(folder / "4.png", folder / "masked", "--method", "dm") == 0  # beside it is apart enough

@@ -1,4 +1,4 @@
-"""Prepared sets: made from photos (`prepare`, `photo_source`), read (`prepared`), packed for millions (`shards`)."""
+"""Prepared sets: made from photos (`prepare`, `folder_or_zip`), read (`prepared`), packed for millions (`shards`)."""
 
 from gan_mask.data.prepared import EMBEDDED, FORMAT, INDEX, SPLITS, PreparedSet
 

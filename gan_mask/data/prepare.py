@@ -36,9 +36,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gan_mask import belongs, cli, values
+from gan_mask import cli, run_record, values
 from gan_mask.cli import Progress
-from gan_mask.data.photo_source import Photo, Source, doubts
+from gan_mask.data.folder_or_zip import Photo, Source, doubts
 from gan_mask.data.prepared import EMBEDDED, FORMAT, INDEX, SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, UnreadableImage, align, forget_old_shapes
@@ -62,7 +62,7 @@ class Settings:
     splits: tuple[float, ...] = limited((0.9, 0.05, 0.05), FRACTION)
     seed: int = limited(0, SEED)
     quality: int = limited(95, Range(1, 100))
-    identity_regex: str | None = None  # by folder, see photo_source.people
+    identity_regex: str | None = None  # by folder, see folder_or_zip.people
 
     def check(self) -> None:
         values.check(self)
@@ -260,7 +260,7 @@ def prepare(c: PrepareConfig) -> Summary:
     if settings.identity_regex is None and (doubt := doubts(photos)):
         print(cli.printable(doubt), file=sys.stderr)
     listing = "\n".join(photo.path for photo in photos).encode(*UTF8)
-    begun = belongs.inputs(
+    begun = run_record.inputs(
         "prepared set", asdict(settings), format=FORMAT, source=source_path.resolve().name, photos=len(photos),
         photos_sha256=hashlib.sha256(listing).hexdigest(), contents_sha256=source.sizes(photos),
     )  # fmt: skip
@@ -270,7 +270,7 @@ def prepare(c: PrepareConfig) -> Summary:
         if _is_finished(dst, begun, remedy):
             shutil.rmtree(parts, ignore_errors=True)
             return read_json(dst / "summary.json")
-        with belongs.claimed(parts / "settings.json", begun, remedy):
+        with run_record.claimed(parts / "settings.json", begun, remedy):
             remove_leftovers(dst)
             numbered = {n: photos[n * CHUNK : (n + 1) * CHUNK] for n in range(math.ceil(len(photos) / CHUNK))}
             left = {n: chunk for n, chunk in numbered.items() if not part_path(parts, n).is_file()}
@@ -295,9 +295,9 @@ def _writing(dst: Path) -> Iterator[None]:
 
 def _is_finished(dst: Path, begun: dict[str, Any], remedy: str) -> bool:
     """Whether `dst` is the set of these inputs. Refuses those of others, and other people's folders."""
-    if (meta := belongs.read(dst / "meta.json")) is not None:
+    if (meta := run_record.read(dst / "meta.json")) is not None:
         settings = meta.get("settings")
-        belongs.check(dst, settings if isinstance(settings, dict) else {}, begun, remedy)
+        run_record.check(dst, settings if isinstance(settings, dict) else {}, begun, remedy)
         return True
     begins = not (dst / ".parts" / "settings.json").is_file()
     if begins and dst.is_dir() and {entry.name for entry in dst.iterdir()} - {".parts"}:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gan_mask import belongs, cli, files
+from gan_mask import cli, files, run_record
 from gan_mask.data.prepared import PreparedSet, decode_crop, training_item
 from gan_mask.errors import GanMaskError
 from gan_mask.values import COUNT
@@ -173,17 +173,17 @@ def write(prepared: str | Path, out: str | Path, faces_per_shard: int = 10_000) 
     if faces_per_shard < 1:
         raise GanMaskError(f"--faces-per-shard: expected 1 or more, got {faces_per_shard}")
     sets, out = {split: PreparedSet(prepared, split) for split in SPLITS}, Path(out)
-    meta = belongs.inputs(
+    meta = run_record.inputs(
         "shards", {"faces_per_shard": faces_per_shard}, format=FORMAT,
         size=sets["train"].size, margin=sets["train"].margin,
         prepared_sha256=files.sha256(Path(prepared) / "meta.json"), index=sets["train"].fingerprint(),
     )  # fmt: skip
     if out.is_dir() and not (out / "shards.json").is_file() and {p.name for p in out.iterdir()} - {files.LOCK}:
         raise GanMaskError(f"{out}: not empty and not a folder of shards; choose a new one")
-    before = belongs.read(out / "shards.json") or {}
+    before = run_record.read(out / "shards.json") or {}
     known = {shard["name"]: shard for shard in before["shards"]} if _complete(before) else {}
     now, remedy = meta | {"shards": before.get("shards")}, "choose another OUT, or delete it"
-    with belongs.claimed(out / "shards.json", now, remedy, {"shards"}):
+    with run_record.claimed(out / "shards.json", now, remedy, {"shards"}):
         return _write(out, sets, meta, known)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import looks, verification
+from gan_mask.evaluation import redetection, verification
 from gan_mask.evaluation.options import EvaluationConfig, cache_of
 from gan_mask.evaluation.protocol import Probes, choose_others, lfw_pairs
 from gan_mask.pretrained.thresholds import far_thresholds
@@ -28,8 +28,8 @@ class Clean:
         self.identities = self.photos.identities[self.index]
         self.mates, self.others = {}, {}
         for name, embedder in embedders.items():
-            self.mates[name] = looks.embed_clean(name, embedder, photos, probes.mate, cache_of(c), device)
-            self.others[name] = looks.embed_clean(name, embedder, self.photos, self.index, cache_of(c), device)
+            self.mates[name] = redetection.embed_clean(name, embedder, photos, probes.mate, cache_of(c), device)
+            self.others[name] = redetection.embed_clean(name, embedder, self.photos, self.index, cache_of(c), device)
 
     def impostor_scores(self, name: str) -> np.ndarray:
         """All cosines between two of the impostors, each pair once."""
@@ -68,7 +68,7 @@ def lfw_accuracy(c: EvaluationConfig, pairs_file: str, embedders: Mapping[str, A
     index, position = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
     result = {}
     for name, embedder in embedders.items():
-        vectors = looks.embed_clean(name, embedder, photos, index, cache_of(c), device)[position]
+        vectors = redetection.embed_clean(name, embedder, photos, index, cache_of(c), device)[position]
         scores = (vectors[: len(pairs.a)] * vectors[len(pairs.a) :]).sum(1)
         mean, deviation = verification.accuracy(scores, pairs.same, pairs.fold)
         result[name] = {"accuracy": mean, "sd": deviation, "pairs": len(pairs.a), "missing": pairs.missing}

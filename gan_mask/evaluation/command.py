@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gan_mask import attacks, belongs, cli, evaluation, files, pretrained, templates, weights
+from gan_mask import attacks, cli, evaluation, files, pretrained, run_record, templates, weights
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.cli.methods import flat, parse_with_attack
 from gan_mask.data import PreparedSet
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(c: EvaluationConfig) -> Report:
-    """Write OUT, or go on with what is there; the report, in every process that shares the work.
+    """Write OUT, or resume what is there; the report, in every process that shares the work.
 
     GanMaskError for wrong options; limits of `require` that do not hold are in the report.
     """
@@ -61,7 +61,7 @@ def run(c: EvaluationConfig) -> Report | None:
     state = PartialState(cpu=c.device == "cpu")
     a = load(c, state)
     with ExitStack() as held:
-        # Masked files, and looks at them; OUT belongs to this evaluation alone
+        # Masked files, re-detected; OUT belongs to this evaluation alone
         if state.is_main_process:
             held.enter_context(files.locked(a.experiment.out))
             open_folder(a.experiment.out, settings_of(a), list(attacks.METHODS))
@@ -244,7 +244,7 @@ def _perceptual(device: str) -> tuple[Perceptual | None, str | None]:
 
 
 def settings_of(a: Assembled) -> dict[str, Any]:
-    """What the masked files and the looks at them depend on; the same settings go on with what is in OUT."""
+    """What the masked files and the networks' answers depend on; the same settings resume what is in OUT."""
     c, e, shape = a.c, a.experiment, a.shape
     free = {"out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device"}
     free.add("data")  # wherever it lies: its faces count
@@ -255,7 +255,7 @@ def settings_of(a: Assembled) -> dict[str, Any]:
     if checkpoint := checkpoint_of(c):
         values["weights"] = [files.sha256(p) for p in sorted(checkpoint.rglob("*.safetensors"))]
     values["photos"] = {name: files.sha256(name) for name in c.templates if Path(name).is_file()}
-    return belongs.inputs("evaluation", values)
+    return run_record.inputs("evaluation", values)
 
 
 def print_report(report: Report, c: EvaluationConfig) -> list[str]:

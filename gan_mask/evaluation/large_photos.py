@@ -10,7 +10,7 @@ import torch
 
 from gan_mask import templates
 from gan_mask.cli import Progress
-from gan_mask.data.photo_source import Source
+from gan_mask.data.folder_or_zip import Source
 from gan_mask.data.prepare import Settings
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gan_mask import files
-from gan_mask.evaluation import looks
+from gan_mask.evaluation import redetection
 from gan_mask.evaluation.clean import Clean
 from gan_mask.evaluation.intervals import NOTHING, Cell, shown
-from gan_mask.evaluation.looks import Looks
+from gan_mask.evaluation.redetection import Redetected
 from gan_mask.evaluation.run import Experiment, strip
 
 
@@ -21,15 +21,15 @@ def write(
     e: Experiment,
     report: dict[str, Any],
     cost: dict[str, Any],
-    looked: Mapping[str, Looks],
+    redetected: Mapping[str, Redetected],
     clean: Clean,
-    changed: Mapping[str, Mapping[str, Looks]],
+    changed: Mapping[str, Mapping[str, Redetected]],
     estimated: Mapping[str, np.ndarray],
     appearances: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> None:
     files.write_json(e.out / "report.json", report)
     files.write_json(e.out / "cost.json", cost)
-    _write_csv(e.out / "probes.csv", [], _rows(e, looked, clean, estimated, np.arange(len(e.probes.index))))
+    _write_csv(e.out / "probes.csv", [], _rows(e, redetected, clean, estimated, np.arange(len(e.probes.index))))
     curves = [
         {"network": n, "method": m, "far": f, "tar": t}
         for n, methods in report["verification"].items()
@@ -39,7 +39,7 @@ def write(
     _write_csv(e.out / "curves.csv", ["network", "method", "far", "tar"], curves)
     _write_csv(e.out / "looks.csv", [], _looks_rows(e, appearances))
     if changed:
-        by_change = {c: {m: row[c] for m, row in changed.items()} for c in looks.CHANGES}
+        by_change = {c: {m: row[c] for m, row in changed.items()} for c in redetection.CHANGES}
         rows = [
             {"change": c, **row} for c, part in by_change.items() for row in _rows(e, part, clean, estimated, e.changed)
         ]
@@ -49,12 +49,16 @@ def write(
 
 
 def _rows(
-    e: Experiment, looked: Mapping[str, Looks], clean: Clean, estimated: Mapping[str, np.ndarray], chosen: np.ndarray
+    e: Experiment,
+    redetected: Mapping[str, Redetected],
+    clean: Clean,
+    estimated: Mapping[str, np.ndarray],
+    chosen: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """Tidy: one row per probe, method and network. looked: at the probes `chosen`."""
+    """Tidy: one row per probe, method and network. redetected: at the probes `chosen`."""
     rows = []
     mates = {name: vectors[chosen] for name, vectors in clean.mates.items()}
-    for method, s in looked.items():
+    for method, s in redetected.items():
         similarity = s.similarity(mates)
         for i, probe in enumerate(chosen):
             head: dict[str, Any] = {

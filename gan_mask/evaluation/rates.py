@@ -1,4 +1,4 @@
-"""From looks to rates: who dodged, who was flagged, and the tables of the report."""
+"""From re-detected faces to rates: who dodged, who was flagged, and the tables of the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gan_mask.evaluation.intervals import Cell, interval
-from gan_mask.evaluation.looks import Looks
+from gan_mask.evaluation.redetection import Redetected
 
 Sets = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # title -> embedders, detectors
 NET = " net of "  # in the name of a difference of two rates
@@ -33,8 +33,14 @@ class Seen:
         return Seen(self.found[chosen], self.found_dlib[chosen], *parts)
 
 
-def seen_of(looks: Looks, mates: Mapping[str, np.ndarray]) -> Seen:
-    return Seen(looks.found, looks.found_dlib, looks.similarity(mates), looks.mask_logit, looks.face_logit)
+def seen_of(r: Redetected, mates: Mapping[str, np.ndarray]) -> Seen:
+    return Seen(
+        r.found,
+        r.found_dlib,
+        r.similarity(mates),
+        r.mask_logit,
+        r.face_logit,
+    )
 
 
 def measures(embedders: Sequence[str], detectors: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The figures of a report, from looks and clean embeddings."""
+"""The figures of a report, from re-detected faces and clean embeddings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import groups, identification, rates, verification
 from gan_mask.evaluation.clean import Clean
 from gan_mask.evaluation.intervals import Cell, interval, of_statistic
-from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.options import EvaluationConfig
 from gan_mask.evaluation.protocol import Probes, one_of_each
+from gan_mask.evaluation.redetection import Redetected
 from gan_mask.evaluation.run import Experiment
 
 CURVE = 20_000  # impostor scores that equal error rates are computed with, evenly chosen from the sorted ones
@@ -68,13 +68,13 @@ def figures_of(
     sets: rates.Sets,
     calibration: Mapping[str, dict[str, Any]],
     clean: Clean,
-    looked: Mapping[str, Looks],
-    changed: Mapping[str, Mapping[str, Looks]],
+    redetected: Mapping[str, Redetected],
+    changed: Mapping[str, Mapping[str, Redetected]],
     estimated: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """All figures that depend on data, options and seed alone: the same again in a second run."""
     people = e.probes.identity
-    seen = {name: rates.seen_of(s, clean.mates) for name, s in looked.items()}
+    seen = {name: rates.seen_of(s, clean.mates) for name, s in redetected.items()}
     fars = {f"{c.far:g}", *(far for found in calibration.values() for far in found["thresholds"])}
     at = {far: {name: found["thresholds"].get(far, np.nan) for name, found in calibration.items()} for far in fars}
     headline = at[f"{c.far:g}"]
@@ -100,12 +100,12 @@ def figures_of(
     for name in e.embedders:
         thresholds, scores = calibration[name]["thresholds"], clean.impostor_scores(name)
         figures["verification"][name] = verify(seen, scores, name, thresholds, people)
-        figures["identification"][name], refused = identify(looked, clean, name, e.probes, c.distractors)
+        figures["identification"][name], refused = identify(redetected, clean, name, e.probes, c.distractors)
         notes += refused
 
     # What is left of it under changes of the files
     if changed:
-        figures["robustness"] = robustness(e, sets, clean, looked, changed, headline)
+        figures["robustness"] = robustness(e, sets, clean, redetected, changed, headline)
         figures["robustness_probes"] = len(e.changed)
     figures["notes"] = notes
     figures["pictures"] = {
@@ -145,8 +145,8 @@ def robustness(
     e: Experiment,
     sets: rates.Sets,
     clean: Clean,
-    looked: Mapping[str, Looks],
-    changed: Mapping[str, Mapping[str, Looks]],
+    redetected: Mapping[str, Redetected],
+    changed: Mapping[str, Mapping[str, Redetected]],
     thresholds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Set -> method -> change -> joint success, of sets with both kinds of networks."""
@@ -154,7 +154,7 @@ def robustness(
     under = {
         method: {
             change: rates.seen_of(s, mates)
-            for change, s in {"unchanged": looked[method].rows(e.changed), **row}.items()
+            for change, s in {"unchanged": redetected[method].rows(e.changed), **row}.items()
         }
         for method, row in changed.items()
     }
@@ -209,7 +209,7 @@ def _eer_of_rows(mated: np.ndarray, impostor: np.ndarray, rows: np.ndarray) -> f
 
 
 def identify(
-    seen: Mapping[str, Looks], clean: Clean, name: str, probes: Probes, limit: int
+    seen: Mapping[str, Redetected], clean: Clean, name: str, probes: Probes, limit: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Rank-1 and rank-5 among mate and distractors, drops against the baselines, FNIR at FPIR 0.01."""
     distractors = clean.others[name][one_of_each(clean.identities, limit)]

@@ -1,4 +1,4 @@
-"""One evaluation: masked files are written and looked at, in units that processes share and a killed run keeps."""
+"""One evaluation: masked files are written and re-detected, in units that processes share and a killed run keeps."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan_mask import attacks, belongs, files, templates
+from gan_mask import attacks, files, run_record, templates
 from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
-from gan_mask.evaluation import looks
-from gan_mask.evaluation.looks import CHANGES, Looks
+from gan_mask.evaluation import redetection
 from gan_mask.evaluation.protocol import Probes, batches
+from gan_mask.evaluation.redetection import CHANGES, Redetected
 from gan_mask.faces import FaceFinder, read_image, to_8_bit
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
 
-UNIT = 16  # probes that are masked and looked at together
+UNIT = 16  # probes that are masked and re-detected together
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Experiment:
     harmonise: bool
     embedders: dict[str, Embedder]
     detectors: dict[str, Detector]
-    changed: np.ndarray  # (C,), rising: the probes that are looked at under every change, too
+    changed: np.ndarray  # (C,), rising: the probes that are re-detected under every change, too
     finder: FaceFinder
     device: str
 
@@ -68,18 +68,18 @@ class Experiment:
 
 
 def open_folder(out: Path, settings: Mapping[str, Any], methods: Sequence[str]) -> None:
-    """Go on with what an earlier run of the same settings left in OUT; remove what other settings left.
+    """Keep what an earlier run of the same settings left in OUT, to resume it; remove what other settings left.
 
-    With another checkpoint only the generator's faces are made anew. methods: all that there are.
+    With another checkpoint only the generator's faces are made again. methods: all that there are.
     """
     path = out / "cache" / "settings.json"
-    before = belongs.read(path)
-    if changed := belongs.differences(before or {}, settings):
-        anew = ["generator"] if changed.keys() <= {"checkpoint", "weights", "generator_placement"} else methods
+    before = run_record.read(path)
+    if changed := run_record.differences(before or {}, settings):
+        stale = ["generator"] if changed.keys() <= {"checkpoint", "weights", "generator_placement"} else methods
         if before is not None:
-            what = "the generator's faces are" if anew == ["generator"] else "everything is"
-            print(f"{out}: {what} made anew, because of {'; '.join(changed.values())}")
-        for method in anew:
+            what = "the generator's faces are" if stale == ["generator"] else "everything is"
+            print(f"{out}: {what} made again, because of {'; '.join(changed.values())}")
+        for method in stale:
             for folder in (out / "cache" / method, out / "faces" / method):
                 shutil.rmtree(folder, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,16 +102,16 @@ def _do(e: Experiment, method: str, rows: slice) -> None:
     cost = write_masked(e, method, rows)
     images = [read_image(path) for path in e.paths(method, rows)]
     names = contract.sources(e.photos, e.probes.index[rows])
-    seen = looks.look(images, e.embedders, e.detectors, e.finder, e.device, names)
+    seen = redetection.redetect(images, e.embedders, e.detectors, e.finder, e.device, names)
     chosen = [int(i) - rows.start for i in e.changed_in(rows)]
     changed, changed_names = [images[i] for i in chosen], [names[i] for i in chosen]
     path = e.kept(method, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     for i, change in enumerate(CHANGES.values() if changed else ()):
         pictures = [change(image) for image in changed]
-        under = looks.look(pictures, e.embedders, e.detectors, e.finder, e.device, changed_names)
-        looks.save(path.with_suffix(f".{i}.npz"), under, {})
-    looks.save(path, seen, cost)  # last: its presence says that the unit is done
+        under = redetection.redetect(pictures, e.embedders, e.detectors, e.finder, e.device, changed_names)
+        redetection.save(path.with_suffix(f".{i}.npz"), under, {})
+    redetection.save(path, seen, cost)  # last: its presence says that the unit is done
 
 
 @torch.no_grad()
@@ -146,20 +146,22 @@ def write_pngs(paths: Sequence[Path], pictures: Iterable[np.ndarray]) -> None:
         list(pool.map(write, paths, pictures))
 
 
-def collect(e: Experiment) -> tuple[dict[str, Looks], dict[str, dict[str, Looks]], dict[str, dict[str, np.ndarray]]]:
-    """All units together: method -> looks at P files; method -> change -> looks at some of them; costs (P,)."""
-    seen: dict[str, Looks] = {}
-    changed: dict[str, dict[str, Looks]] = {}
+def collect(
+    e: Experiment,
+) -> tuple[dict[str, Redetected], dict[str, dict[str, Redetected]], dict[str, dict[str, np.ndarray]]]:
+    """All units together: method -> its P files; method -> change -> some of them; costs (P,)."""
+    seen: dict[str, Redetected] = {}
+    changed: dict[str, dict[str, Redetected]] = {}
     costs: dict[str, dict[str, np.ndarray]] = {}
     for method in e.methods:
         units = [(e.kept(name, rows), rows) for name, rows in e.units() if name == method]
-        parts = [looks.load(path) for path, _ in units]
-        seen[method] = looks.join([part for part, _ in parts])
+        parts = [redetection.load(path) for path, _ in units]
+        seen[method] = redetection.join([part for part, _ in parts])
         costs[method] = {key: np.concatenate([extra[key] for _, extra in parts]) for key in parts[0][1]}
         some = [path for path, rows in units if len(e.changed_in(rows))]
         if some:
             changed[method] = {
-                change: looks.join([looks.load(path.with_suffix(f".{i}.npz"))[0] for path in some])
+                change: redetection.join([redetection.load(path.with_suffix(f".{i}.npz"))[0] for path in some])
                 for i, change in enumerate(CHANGES)
             }
     return seen, changed, costs

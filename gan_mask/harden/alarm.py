@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan_mask import attacks, belongs, cli, files, masking, pretrained, templates, values
+from gan_mask import attacks, cli, files, masking, pretrained, run_record, templates, values
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.landmarks import FRAMING, frame
@@ -127,8 +127,8 @@ def load(path: str | Path = SHIPPED) -> Alarm:
     try:
         detector = pretrained.load_detector(kept["detector"])
         embedders = {name: pretrained.load_embedder(name) for name in kept["embedders"]}
-        now = belongs.inputs("alarm", {}, networks=fingerprints(embedders, {kept["detector"]: detector}))
-        belongs.check(Path(path), kept, now, "fit it again with python -m gan_mask.alarm")
+        now = run_record.inputs("alarm", {}, networks=fingerprints(embedders, {kept["detector"]: detector}))
+        run_record.check(Path(path), kept, now, "fit it again with python -m gan_mask.alarm")
         features = Features(detector, list(embedders.values()))
         weights = np.array([float(kept["weights"][name]) for name in features.names])
         return Alarm(features, weights, float(kept["intercept"]))
@@ -166,14 +166,14 @@ class AlarmConfig:
     seed: int = option(0, "of every random choice", within=SEED)
 
 
-def calibrate(c: AlarmConfig) -> Alarm:
+def fit_alarm(c: AlarmConfig) -> Alarm:
     """Fit, set the threshold, write --out."""
     values.check(c)
     with files.locked(Path(c.out).parent, Path(c.out).name):
-        return _calibrate(c)
+        return _fit_alarm(c)
 
 
-def _calibrate(c: AlarmConfig) -> Alarm:
+def _fit_alarm(c: AlarmConfig) -> Alarm:
     from gan_mask.generator import load_generator
     from gan_mask.harden.pools import faced_masks
 
@@ -210,7 +210,7 @@ def _calibrate(c: AlarmConfig) -> Alarm:
         "against": list(c.against), "fitted to": {"faced": len(positive), "unmasked": len(negative)},
         "calibrated on": len(calibration), "false alarms there": float((alarm.score(calibration) > 0).mean()),
     }  # fmt: skip
-    files.write_json(c.out, belongs.inputs(
+    files.write_json(c.out, run_record.inputs(
         "alarm", {"detector": c.detector, "embedders": c.embedders},
         weights=dict(zip(features.names, weights.tolist(), strict=True)), intercept=alarm.intercept,
         networks=fingerprints(embedders, {c.detector: detector}), provenance=provenance,
@@ -242,4 +242,4 @@ def seen(crops: np.ndarray, features: Features) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     with cli.ending():
-        calibrate(cli.parse(AlarmConfig, argv, (__doc__ or "").partition("\n\n")[0]))
+        fit_alarm(cli.parse(AlarmConfig, argv, (__doc__ or "").partition("\n\n")[0]))

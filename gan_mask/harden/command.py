@@ -14,7 +14,7 @@ from gan_mask import harden as package
 from gan_mask.data import PreparedSet
 from gan_mask.harden import pictures
 from gan_mask.harden.export import export
-from gan_mask.harden.fit import Examples, calibrate, fit
+from gan_mask.harden.fit import Examples, fit, set_operating_point
 from gan_mask.harden.options import HardenConfig, check, claimed
 from gan_mask.harden.pools import make_pool
 from gan_mask.pretrained.classifier import EitherNet, MaskClassifier
@@ -57,7 +57,7 @@ def rounds(c: HardenConfig, photos: PreparedSet, detector: Detector, pack: Any) 
         ]
         fit(c, number, trained, Examples(c, photos, every, pack, number), folder)
         if isinstance(detector, MaskClassifier):
-            calibrate(detector, PreparedSet(c.data, "val"), c.false_alarms)
+            set_operating_point(detector, PreparedSet(c.data, "val"), c.false_alarms)
         sidecar = export(c, detector, original, out)
     print(f"hardened detector: onnx:{sidecar}")
     return sidecar

@@ -108,7 +108,7 @@ def fit(c: HardenConfig, number: int, detector: Detector, examples: Examples, fo
 
 
 @torch.no_grad()
-def calibrate(detector: MaskClassifier, photos: PreparedSet, false_alarms: float) -> None:
+def set_operating_point(detector: MaskClassifier, photos: PreparedSet, false_alarms: float) -> None:
     """Move the second network's operating point: at most this share of the set's unmasked faces is to be reported.
 
     Where the first one alone reports more, the second one adds none.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gan_mask import attacks, belongs, files, values
+from gan_mask import attacks, files, run_record, values
 from gan_mask.errors import GanMaskError
 from gan_mask.values import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WORKERS, Range, option
 
@@ -67,13 +67,13 @@ RESUMABLE = {"out", "workers", "save_every"}  # what may change when the same co
 def claimed(
     c: Any, networks: Mapping[str, str], kind: str = "hardening", name: str = "harden.json"
 ) -> AbstractContextManager[None]:
-    """--out belongs to this process, and to one set of options and inputs, kept in OUT/name; see belongs.claimed.
+    """--out belongs to this process, and to one set of options and inputs, kept in OUT/name; see run_record.claimed.
 
     networks: fingerprints of those that the options name.
     """
-    now = belongs.inputs(kind, values.to_dict(c), inputs=inputs_of(c), networks=networks)
+    now = run_record.inputs(kind, values.to_dict(c), inputs=inputs_of(c), networks=networks)
     defaults = values.to_dict(type(c)())
-    return belongs.claimed(Path(c.out) / name, now, "use another --out", RESUMABLE, lambda before: defaults | before)
+    return run_record.claimed(Path(c.out) / name, now, "use another --out", RESUMABLE, lambda before: defaults | before)
 
 
 def inputs_of(c: Any) -> dict[str, str]:

@@ -21,10 +21,10 @@ from torch import Tensor
 from gan_mask import attacks, cli, files, pretrained, templates
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.data import PreparedSet
-from gan_mask.evaluation import looks
+from gan_mask.evaluation import redetection
 from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
-from gan_mask.evaluation.looks import Looks
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
+from gan_mask.evaluation.redetection import Redetected
 from gan_mask.faces import FaceFinder, read_image, to_tensors
 from gan_mask.generator import load_generator
 from gan_mask.harden import alarm as alarms
@@ -131,17 +131,17 @@ def rows_of(
     return rows
 
 
-# ------------------------------------------------------------------------------------------- looking
+# ------------------------------------------------------------------------------------------- re-detection
 
 
-def look_at(
+def redetect(
     row: Row, out: Path, embedders: Mapping[str, Any], detectors: Mapping[str, Detector], photos: PreparedSet | None
-) -> Looks:
-    """Write the row's files and look at them; kept in OUT/cache. photos: whose landmarks hold, None: find them anew."""
+) -> Redetected:
+    """Write the row's files and re-detect them; kept in OUT/cache. photos: whose landmarks hold, None: re-detect."""
     safe = files.safe_name(row.name)
     folder, kept = out / "faces" / safe, out / "cache" / f"{safe}.npz"
     if kept.is_file():
-        return looks.load(kept)[0]
+        return redetection.load(kept)[0]
     folder.mkdir(parents=True, exist_ok=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(row.paint(row.index)):
@@ -153,12 +153,12 @@ def look_at(
         part = pictures[start : start + 16]
         if photos is None:
             assert finder
-            parts.append(looks.look(part, embedders, detectors, finder, "cpu"))
+            parts.append(redetection.redetect(part, embedders, detectors, finder, "cpu"))
         else:
             points = [photos.landmarks(int(i)).numpy() for i in row.index[start : start + 16]]
             parts.append(as_they_are(part, points, embedders, detectors))
-    seen = looks.join(parts)
-    looks.save(kept, seen, {})
+    seen = redetection.join(parts)
+    redetection.save(kept, seen, {})
     return seen
 
 
@@ -166,11 +166,11 @@ def look_at(
 def as_they_are(
     pictures: Sequence[np.ndarray], points: Sequence[np.ndarray], embedders: Mapping[str, Any],
     detectors: Mapping[str, Detector],
-) -> Looks:  # fmt: skip
-    """Looks at aligned crops uint8 (S, S, 3) with known landmarks (68, 2); every face counts as found."""
+) -> Redetected:  # fmt: skip
+    """Not re-detected: aligned crops uint8 (S, S, 3) with known landmarks (68, 2); every face counts as found."""
     faces, landmarks = to_tensors(list(zip(pictures, points, strict=True)), "cpu")
     every = np.ones(len(pictures), bool)
-    seen = Looks(every, every, {name: e(faces, landmarks).numpy() for name, e in embedders.items()})
+    seen = Redetected(every, every, {name: e(faces, landmarks).numpy() for name, e in embedders.items()})
     for name, detector in detectors.items():
         seen.mask_logit[name], seen.face_logit[name] = (logit.numpy() for logit in detector(faces))
     return seen
@@ -218,7 +218,7 @@ def _measure(
     alarm = alarms.load(c.alarm or alarms.SHIPPED)
     rows = rows_of(c, photos, probes, detectors["before"], detectors["after"], alarm)
     networks = {**recognisers, "alarm": alarm.features}
-    seen = {row.name: look_at(row, out, networks, detectors, photos if c.crops else None) for row in rows}
+    seen = {row.name: redetect(row, out, networks, detectors, photos if c.crops else None) for row in rows}
 
     bare = rows[0]
     people = np.asarray(photos.identities)
@@ -248,7 +248,7 @@ def _measure(
     return result
 
 
-def ablation(rows: Sequence[Row], seen: Mapping[str, Looks], people: np.ndarray) -> dict[str, Any]:
+def ablation(rows: Sequence[Row], seen: Mapping[str, Redetected], people: np.ndarray) -> dict[str, Any]:
     """AUC of alarms with fewer features against unmasked faces, fitted and tested in turn on halves of the people."""
     bare = seen[rows[0].name].embedding["alarm"]
     width = bare.shape[1]
@@ -272,7 +272,7 @@ def ablation(rows: Sequence[Row], seen: Mapping[str, Looks], people: np.ndarray)
 
 def periocular(
     c: TableConfig, photos: PreparedSet, probes: Probes, recognisers: Mapping[str, Any], rows: Sequence[Row],
-    seen: Mapping[str, Looks],
+    seen: Mapping[str, Redetected],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """recogniser -> row -> TAR at FAR 1e-3, each with the threshold of its own impostor pairs (train split, clean)."""
     others = PreparedSet(c.data, "train")
@@ -281,9 +281,9 @@ def periocular(
     where = {int(k): i for i, k in enumerate(rows[0].index)}
     result: dict[str, dict[str, Any]] = {}
     for name, embedder in recognisers.items():
-        clean = torch.from_numpy(looks.embed_clean(name, embedder, others, index, cache, "cpu"))
+        clean = torch.from_numpy(redetection.embed_clean(name, embedder, others, index, cache, "cpu"))
         found, pairs = far_thresholds(clean, torch.from_numpy(others.identities[index]), (float(FAR),))
-        mates = looks.embed_clean(name, embedder, photos, probes.mate, cache, "cpu")
+        mates = redetection.embed_clean(name, embedder, photos, probes.mate, cache, "cpu")
         at = found[FAR]
         result[name] = {"threshold": at, "impostor pairs": pairs}
         for row in rows:

@@ -95,7 +95,7 @@ def weights_digest(network: Any) -> str:
 
 
 def fingerprints(embedders: Mapping[str, nn.Module], detectors: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Of loaded networks by their names, as the inputs of results (gan_mask.belongs) call them."""
+    """Of loaded networks by their names, as the inputs of results (gan_mask.run_record) call them."""
     kinds = {"recogniser": embedders, "detector": detectors}
     return {f"{kind} {n}": fingerprint(n, network) for kind, some in kinds.items() for n, network in some.items()}
 

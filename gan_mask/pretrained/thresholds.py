@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gan_mask import belongs, files
+from gan_mask import files, run_record
 from gan_mask.errors import GanMaskError
 
 FARS = (0.01, 0.001)
@@ -29,8 +29,8 @@ class Thresholds(dict[str, float]):
 
     def check(self, name: str, weights_sha256: str) -> None:
         """GanMaskError where they were measured on other weights than those of the network `name`."""
-        now = belongs.inputs("thresholds", {}, weights_sha256=weights_sha256)
-        if changed := belongs.differences(self.provenance, now):
+        now = run_record.inputs("thresholds", {}, weights_sha256=weights_sha256)
+        if changed := run_record.differences(self.provenance, now):
             raise GanMaskError(
                 f"{self.where}: these thresholds do not belong to {name} as it is now ({'; '.join(changed.values())}). "
                 f"Calibrate it again: python -m gan_mask.calibrate --embedder {name} --data PREPARED"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gan_mask.faces import Face, UnreadableImage, read_image
-from gan_mask.sampling import photo_files
+from gan_mask.sampling import photo_writer
 from gan_mask.sampling.folder import Targets
 from gan_mask.sampling.masker import Photo, Row
-from gan_mask.sampling.photo_files import UnwritableImage
+from gan_mask.sampling.photo_writer import UnwritableImage
 from gan_mask.sampling.sampler import FAR, Sampler
 
 
@@ -50,7 +50,7 @@ def write(sampler: Sampler, photo: Photo, targets: Targets) -> list[Row]:
 
 
 def _write(sampler: Sampler, photo: Photo, targets: Targets) -> list[Row]:
-    original = photo_files.read_original(sampler.source / photo.name)
+    original = photo_writer.read_original(sampler.source / photo.name)
     target, note = targets.same, ""
     if not original.keeps_format:
         target = targets.png
@@ -58,8 +58,8 @@ def _write(sampler: Sampler, photo: Photo, targets: Targets) -> list[Row]:
         note = f"written as PNG ({reason})"
     notes = [", ".join(filter(None, (note, face.doubt))) for face in photo.faces]
     named = dict.fromkeys(photo.worn[index]["template"] for index in range(len(photo.faces)))
-    tag = photo_files.provenance(sampler.method_name, sampler.checkpoint, ",".join(named))
-    photo_files.write(photo.image, sampler.out / target, original, tag)
+    tag = photo_writer.provenance(sampler.method_name, sampler.checkpoint, ",".join(named))
+    photo_writer.write(photo.image, sampler.out / target, original, tag)
     return [
         {
             "photo": photo.name, "status": "ok", "written": target, "face": index,

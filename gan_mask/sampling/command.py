@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gan_mask import belongs, cli, files, sampling, values
+from gan_mask import cli, files, run_record, sampling, values
 from gan_mask.cli.methods import flat, parse_with_attack
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage, forget_old_shapes
@@ -114,7 +114,7 @@ def settings(c: SampleConfig, sampler: Sampler) -> dict[str, Any]:
     told["networks"] = fingerprints(sampler.embedders, sampler.detectors)
     if Path(sampler.masker.template).is_file():
         told["template_file"] = files.sha256(sampler.masker.template)
-    return belongs.inputs("masked photos", told)
+    return run_record.inputs("masked photos", told)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from gan_mask import belongs, files
-from gan_mask.data.photo_source import walk
+from gan_mask import files, run_record
+from gan_mask.data.folder_or_zip import walk
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage
-from gan_mask.sampling import photo_files
+from gan_mask.sampling import photo_writer
 from gan_mask.sampling.masker import Row
 
 JOURNAL = ".sample.jsonl"  # in OUT: the settings, then one line per finished photo
@@ -113,7 +113,7 @@ def old_copies(out: Path, written: Container[str]) -> list[str]:
 
 def _is_ours(path: Path) -> bool:
     try:
-        return photo_files.read_provenance(path) is not None
+        return photo_writer.read_provenance(path) is not None
     except UnreadableImage:
         return False
 
@@ -126,7 +126,7 @@ class Journal:
         self.entries: dict[str, dict[str, Any]] = {}
         lines = self._read()
         before = lines[0] if lines and isinstance(lines[0], dict) else {}
-        if changed := belongs.differences(before, settings):
+        if changed := run_record.differences(before, settings):
             if len(lines) > 1:
                 print(f"{folder}: all photos are masked anew, because of {'; '.join(changed.values())}")
         else:

@@ -13,7 +13,7 @@ from gan_mask import attacks
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, decode, read_image
 from gan_mask.generator import Generator
-from gan_mask.sampling import photo_files
+from gan_mask.sampling import photo_writer
 from gan_mask.sampling.masker import Masker, Photo, template_of
 
 
@@ -32,7 +32,7 @@ class MaskedPhoto:
 
     image: np.ndarray  # uint8 (H, W, 3)
     faces: tuple[FoundFace, ...]  # all that were found, the largest first
-    original: photo_files.Original  # of the photo as it was: format and harmless metadata
+    original: photo_writer.Original  # of the photo as it was: format and harmless metadata
     source: Path | None  # where it was read from
     method: str = "generator"
 
@@ -50,11 +50,11 @@ class MaskedPhoto:
         if self.source is not None and path.exists() and path.samefile(self.source):
             raise GanMaskError(f"{path}: this is the original, which is never written to; choose another name")
         kind = Image.registered_extensions().get(path.suffix.lower(), "")
-        if kind not in photo_files.FORMATS:
-            known = ", ".join(s for s, k in Image.registered_extensions().items() if k in photo_files.FORMATS)
+        if kind not in photo_writer.FORMATS:
+            known = ", ".join(s for s, k in Image.registered_extensions().items() if k in photo_writer.FORMATS)
             raise GanMaskError(f"{path}: expected a format that holds the mark of its origin: {known}")
-        original = photo_files.Original(kind, 1, self.original.exif, self.original.icc_profile)
-        photo_files.write(self.image, path, original, photo_files.provenance(self.method, None, ",".join(names)))
+        original = photo_writer.Original(kind, 1, self.original.exif, self.original.icc_profile)
+        photo_writer.write(self.image, path, original, photo_writer.provenance(self.method, None, ",".join(names)))
 
 
 def mask_photo(
@@ -90,12 +90,12 @@ def _described(face: Face, photo: Photo, index: int) -> FoundFace:
     return FoundFace(face.box, face.landmarks, face.score, photo.worn.get(index, {}).get("template"))
 
 
-def _opened(photo: str | Path | Image.Image | np.ndarray) -> tuple[Path | None, photo_files.Original, np.ndarray]:
+def _opened(photo: str | Path | Image.Image | np.ndarray) -> tuple[Path | None, photo_writer.Original, np.ndarray]:
     """Where it was read from, its metadata, and uint8 (H, W, 3), a copy."""
     if isinstance(photo, Image.Image):
-        return None, photo_files.original_of(photo), decode(photo)
+        return None, photo_writer.original_of(photo), decode(photo)
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
             raise GanMaskError(f"photo: expected uint8 RGB (H, W, 3), got {photo.dtype} {photo.shape}")
-        return None, photo_files.Original("", 1, Image.Exif(), None), photo.copy()
-    return Path(photo), photo_files.read_original(Path(photo)), read_image(photo)
+        return None, photo_writer.Original("", 1, Image.Exif(), None), photo.copy()
+    return Path(photo), photo_writer.read_original(Path(photo)), read_image(photo)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gan_mask import cli
 from gan_mask.faces import UnreadableImage
-from gan_mask.sampling import photo_files
+from gan_mask.sampling import photo_writer
 
 
 def fields(tag: str) -> dict[str, str]:
@@ -41,7 +41,7 @@ def report(names: Sequence[str], as_json: bool) -> int:
     status = 0
     for name in names:
         try:
-            tag = photo_files.read_provenance(Path(name))
+            tag = photo_writer.read_provenance(Path(name))
         except UnreadableImage as error:
             status = 2
             print(f"error: {cli.printable(str(error))}", file=sys.stderr)

@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gan_mask import belongs, cli, files, templates, values
+from gan_mask import cli, files, run_record, templates, values
 from gan_mask.attacks.surrogates import Surrogates, load_surrogates
 from gan_mask.data import PreparedSet
 from gan_mask.data.shards import ShardSet, open_faces
@@ -227,14 +227,14 @@ def launched(c: TrainConfig) -> tuple[TrainConfig, Accelerator]:
 def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accelerator, held: ExitStack) -> None:
     """Make the run folder, or make sure that it holds the same run, and that no other process writes there."""
     if accelerator.is_main_process:
-        now = belongs.inputs(
+        now = run_record.inputs(
             "training", values.to_dict(c), processes=accelerator.num_processes, networks=surrogates.fingerprints(),
             faces_per_step=accelerator.num_processes * c.batch_size * c.accumulate,
             photos={name: files.sha256(name) for name in c.templates if Path(name).is_file()},
         )  # fmt: skip
         remedy, older = "give another --out, or the same to resume", partial(of_today, accelerator.num_processes)
         try:
-            held.enter_context(belongs.claimed(out / "train.json", now, remedy, RESUMABLE, older))
+            held.enter_context(run_record.claimed(out / "train.json", now, remedy, RESUMABLE, older))
         except OSError as error:
             raise GanMaskError(f"--out {out}: cannot write there ({error.strerror})") from error
     accelerator.wait_for_everyone()
@@ -261,9 +261,9 @@ def clean_embeddings(
     """Embeddings (N, D) of the unmasked train split, computed once per run, by all processes, and kept beside it."""
     # Of these weights and these faces: --data may change, to a set's shards or to more people.
     weights = fingerprint(embedder.name, embedder)
-    key = belongs.key("clean embeddings", weights, photos.fingerprint(), str(photos.split))
+    key = run_record.key("clean embeddings", weights, photos.fingerprint(), str(photos.split))
     path = out / f"clean-{files.safe_name(embedder.name)}-{len(photos)}-{key}.npy"
-    absent = torch.tensor(int(belongs.embeddings(path, len(photos)) is None), device=accelerator.device)
+    absent = torch.tensor(int(run_record.embeddings(path, len(photos)) is None), device=accelerator.device)
     if accelerator.reduce(absent, "sum").item():  # one answer for all processes, before any of them writes
         shares = min(accelerator.num_processes, len(photos))
         parts = [path.with_name(f"{path.stem}.part-{k}-of-{shares}") for k in range(shares)]
@@ -278,7 +278,7 @@ def clean_embeddings(
     if accelerator.is_main_process:  # also those of a run that was killed before, on other numbers of processes
         for part in path.parent.glob(f"{glob.escape(path.stem)}.part-*"):
             part.unlink()
-    kept = belongs.embeddings(path, len(photos))
+    kept = run_record.embeddings(path, len(photos))
     if kept is None:
         raise GanMaskError(f"{path}: cannot be read; look at the disk, and run the same command again")
     return torch.from_numpy(kept)

@@ -20,7 +20,7 @@ from conftest import REPOSITORY, embedded_photo
 from gan_mask.data.prepare import Source
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage, read_image
-from gan_mask.sampling import photo_files
+from gan_mask.sampling import photo_writer
 
 COUNT = int(os.environ.get("GAN_MASK_FAULTS", "32"))
 LIMIT = 3_000_000_000  # bytes: the commands' data segment, and what they may ever have resident
@@ -83,7 +83,7 @@ def test_sample_reports_every_hostile_image(folder: Path, tmp_path: Path) -> Non
         assert row["status"] in ("ok", "no face", "unreadable")
         assert (row["status"] == "unreadable") <= bool(row["note"])
         if row["status"] == "ok":
-            assert photo_files.read_provenance(tmp_path / "out" / row["written"])
+            assert photo_writer.read_provenance(tmp_path / "out" / row["written"])
     assert all(row["status"] == "ok" for name, row in rows.items() if name.startswith(("good", "wrong_suffix")))
     counts = {status: sum(r["status"] == status for r in rows.values()) for status in ("ok", "no face", "unreadable")}
     report("sample", {**counts, "peak MB": memory / 1e6})
@@ -96,7 +96,7 @@ def test_the_corpus_is_the_same_everywhere() -> None:
 
 def test_metadata_of_hostile_images_never_raises_anything_else(folder: Path) -> None:
     for path in folder.iterdir():
-        for read in (read_image, photo_files.read_original, photo_files.read_provenance):
+        for read in (read_image, photo_writer.read_original, photo_writer.read_provenance):
             try:
                 read(path)
             except UnreadableImage as error:

@@ -29,7 +29,7 @@ from gan_mask.data import PreparedSet, prepare
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import load_generator
 from gan_mask.pretrained import classifier, dlib_resnet, facenet, perceptual
-from gan_mask.sampling import photo_files, provenance
+from gan_mask.sampling import photo_writer, provenance
 
 # ------------------------------------------------------------------------------------------- no code from data
 
@@ -253,7 +253,7 @@ def test_the_mark_of_a_masked_photo_is_read_again(fakes, tmp_path, capsys):
     assert provenance.main(["--json", masked, original]) == 1
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert first["tagged"] and first["method"] == "generator" and first["template"] == "face-002"
-    assert first["checkpoint"] == "faces160" and first["software"] == photo_files.SOFTWARE
+    assert first["checkpoint"] == "faces160" and first["software"] == photo_writer.SOFTWARE
     assert second == {"file": original, "tagged": False, "tag": None}
     (tmp_path / "text.jpg").write_text("no photo")
     assert provenance.main([masked, str(tmp_path / "text.jpg"), str(tmp_path / "absent.png")]) == 2

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gan_mask import belongs, cli, files
+from gan_mask import cli, files, run_record
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained import contract, load_embedder, thresholds
 from gan_mask.pretrained.protocol import Embedder
 
 
-def calibrate(embedder: Embedder, faces: Dataset[dict[str, Any]], source: str, device: str = "cpu") -> dict[str, Any]:
+def measure(embedder: Embedder, faces: Dataset[dict[str, Any]], source: str, device: str = "cpu") -> dict[str, Any]:
     """{"cosine": {FAR: threshold}, "provenance": {...}} over all cross-identity pairs of `faces`.
 
     At FAR 0.01 and 0.001, and at 0.0001 where there are 100,000 pairs or more.
@@ -35,7 +35,7 @@ def calibrate(embedder: Embedder, faces: Dataset[dict[str, Any]], source: str, d
         "cosine": cosine,
         "provenance": {
             "embedder": embedder.name,
-            **belongs.inputs("thresholds", {}, weights_sha256=embedder.weights_sha256),
+            **run_record.inputs("thresholds", {}, weights_sha256=embedder.weights_sha256),
             "data": source,
             "faces": len(identities),
             "identities": len(identities.unique()),
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with cli.ending("the same command starts anew"):
         faces = PreparedSet(options.data, options.split)
         source = f"{Path(options.data).resolve().name}, split {options.split or 'all'}"
-        result = calibrate(load_embedder(options.embedder, options.device), faces, source, options.device)
+        result = measure(load_embedder(options.embedder, options.device), faces, source, options.device)
         path = save(result, options.embedder, options.out)
         for far, cosine in result["cosine"].items():
             print(f"FAR {far}: cosine {cosine:.4f}")

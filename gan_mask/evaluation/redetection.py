@@ -1,4 +1,4 @@
-"""A fresh look at pictures: detection, landmarks, alignment, recognisers and detectors start over from 8-bit images."""
+"""Pictures re-detected: detection, landmarks, alignment, recognisers and detectors start over from 8-bit images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from gan_mask import belongs, files
+from gan_mask import files, run_record
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation.protocol import batches
@@ -27,7 +27,7 @@ CLEAN_BATCH = 32  # clean faces that are embedded together
 
 
 @dataclass
-class Looks:
+class Redetected:
     """What the networks make of P pictures."""
 
     found: np.ndarray  # bool (P,): MTCNN finds a face
@@ -36,30 +36,30 @@ class Looks:
     mask_logit: dict[str, np.ndarray] = field(default_factory=dict)  # detector -> (P,), NaN likewise
     face_logit: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def rows(self, chosen: np.ndarray) -> Looks:
+    def rows(self, chosen: np.ndarray) -> Redetected:
         """Those at some of the pictures, by their numbers."""
         parts = (self.embedding, self.mask_logit, self.face_logit)
         kept = ({name: values[chosen] for name, values in part.items()} for part in parts)
-        return Looks(self.found[chosen], self.found_dlib[chosen], *kept)
+        return Redetected(self.found[chosen], self.found_dlib[chosen], *kept)
 
     def similarity(self, others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """embedder -> cosine (P,) to the embeddings (P, D) of other pictures."""
         return {name: (embeddings * others[name]).sum(1) for name, embeddings in self.embedding.items()}
 
 
-def look(
+def redetect(
     images: Sequence[np.ndarray],
     embedders: Mapping[str, Embedder],
     detectors: Mapping[str, Detector],
     finder: FaceFinder,
     device: str,
     names: Sequence[str] = (),
-) -> Looks:
+) -> Redetected:
     """images: uint8 (H, W, 3); names: what an error calls them. The largest face of each counts."""
     count = len(images)
     faces = finder.find(list(images))
     rows = [i for i in range(count) if faces[i]]
-    seen = Looks(np.array([bool(f) for f in faces]), np.array([bool(len(_hog()(image, 1))) for image in images]))
+    seen = Redetected(np.array([bool(f) for f in faces]), np.array([bool(len(_hog()(image, 1))) for image in images]))
     crops, landmarks = to_tensors([align(images[i], faces[i][0].landmarks, *FRAMING) for i in rows], device)
     with torch.no_grad(), contract.naming([names[i] for i in rows] if names else []):
         for name, embedder in embedders.items():
@@ -87,10 +87,10 @@ def _hog() -> Any:
     return dlib.get_frontal_face_detector()
 
 
-# ------------------------------------------------------------------------------------------- keeping looks
+# ------------------------------------------------------------------------------------------- keeping them
 
 
-def save(path: Path, seen: Looks, extra: Mapping[str, np.ndarray]) -> None:
+def save(path: Path, seen: Redetected, extra: Mapping[str, np.ndarray]) -> None:
     arrays = {f"extra {name}": value for name, value in extra.items()}
     arrays |= {"found": seen.found, "found_dlib": seen.found_dlib}
     for kind in ("embedding", "mask_logit", "face_logit"):
@@ -101,13 +101,13 @@ def save(path: Path, seen: Looks, extra: Mapping[str, np.ndarray]) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def load(path: Path) -> tuple[Looks, dict[str, np.ndarray]]:
+def load(path: Path) -> tuple[Redetected, dict[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError, EOFError) as error:
         raise GanMaskError(f"{path}: damaged ({error}); delete it and run the same command again") from error
-    seen = Looks(arrays.pop("found"), arrays.pop("found_dlib"))
+    seen = Redetected(arrays.pop("found"), arrays.pop("found_dlib"))
     extra: dict[str, np.ndarray] = {}
     for key, value in arrays.items():
         kind, name = key.split(" ", 1)
@@ -115,9 +115,9 @@ def load(path: Path) -> tuple[Looks, dict[str, np.ndarray]]:
     return seen, extra
 
 
-def join(parts: Sequence[Looks]) -> Looks:
-    """Looks at consecutive pictures as one."""
-    joined = Looks(np.concatenate([p.found for p in parts]), np.concatenate([p.found_dlib for p in parts]))
+def join(parts: Sequence[Redetected]) -> Redetected:
+    """Those of consecutive pictures as one."""
+    joined = Redetected(np.concatenate([p.found for p in parts]), np.concatenate([p.found_dlib for p in parts]))
     for kind in ("embedding", "mask_logit", "face_logit"):
         for name in getattr(parts[0], kind):
             getattr(joined, kind)[name] = _stack([getattr(p, kind)[name] for p in parts])
@@ -140,9 +140,9 @@ def embed_clean(
 ) -> np.ndarray:
     """Embeddings (N, D) of the prepared crops themselves, computed once per network, set and choice of faces."""
     faces_chosen = f"{photos.fingerprint()} {photos.split} {index.tolist()}"
-    key = belongs.key("clean embeddings", fingerprint(name, embedder), faces_chosen)
+    key = run_record.key("clean embeddings", fingerprint(name, embedder), faces_chosen)
     path = cache / f"{files.safe_name(name)}-{key}.npy"
-    if (kept := belongs.embeddings(path, len(index))) is not None:
+    if (kept := run_record.embeddings(path, len(index))) is not None:
         return kept
     parts = []
     for i, (faces, landmarks) in enumerate(batches(photos, index, CLEAN_BATCH)):

@@ -1,4 +1,4 @@
-"""Which inputs the results in a folder belong to: what is kept there is gone on with only where they are the same.
+"""The record of the inputs that results were made from. A command resumes a folder only where they are the same.
 
 Inputs are a dictionary that lies beside the results as JSON: options by their names; SHA-256 of what options name, the
 networks, the data, the photos (one, or several in a list or a dictionary by name); and `code`, the version of the
