@@ -173,7 +173,7 @@ def placements(device: str, rounds: int) -> dict[str, Any]:
 
 
 def slow_wear(image: Tensor, points: Tensor, texture: Tensor) -> list[np.ndarray]:
-    """The same warp face by face, with scikit-image's piecewise affine transform, which triangulates each face anew."""
+    """The same warp face by face, with scikit-image's piecewise affine transform, which triangulates each face."""
     from skimage.transform import PiecewiseAffineTransform, warp
 
     height, width = texture.shape[2:]
@@ -383,7 +383,7 @@ def sampling(quick: bool, device: str) -> dict[str, Any]:
             (sampling_sampler, "read_image", "decode"), (sampler.finder, "_boxes", "detect"),
             (sampler.finder, "landmarks", "landmarks"), (sampling_masker, "align", "align"),
             (type(sampler.masker.method), "apply", "generate"), (attacks.base, "wear_on_photo", "wear"),
-            (sampling_batch, "write", "encode"), (sampler, "look_at", "measure the original"),
+            (sampling_batch, "write", "encode"), (sampler, "measure", "measure the original"),
             (sampling_batch, "score", "measure the written file"),
         ]  # fmt: skip
         sampling_batch.process(sampler, [sampler.photo(names[0])], targets)  # warm
@@ -453,7 +453,7 @@ def preparation(quick: bool, device: str) -> dict[str, Any]:
 
 
 def evaluation(quick: bool, device: str) -> dict[str, Any]:
-    """One unit of an evaluation (generate, wear, write and read PNG, look anew) beside its networks and detectors."""
+    """One unit of an evaluation (generate, wear, write and read PNG, re-detect) beside its networks and detectors."""
     import dlib
 
     count = 3 if quick else 16

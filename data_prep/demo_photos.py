@@ -41,7 +41,7 @@ def main() -> None:
     add("--limit", type=cli.number(int, COUNT), default=24, help="most photos (default: 24)")
     cli.add_message_options(parser)
     args = parser.parse_args()
-    with cli.ending("the same command starts anew"):
+    with cli.ending("the same command starts over"):
         print(f"{write_photos(args.prepared, args.out, args.limit)} photos in {args.out}")
 
 

@@ -58,7 +58,7 @@ def main() -> None:
     add("out", type=Path, metavar="FILE", nargs="?", default=BASIS, help="the file (default: the package's own)")
     cli.add_message_options(parser)
     args = parser.parse_args()
-    with cli.ending("the same command starts anew"):
+    with cli.ending("the same command starts over"):
         print(write_basis(args.out))
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     add("--seed", type=cli.number(int, SEED), default=0, help="of everything random (default: 0)")
     cli.add_message_options(parser)
     args = parser.parse_args()
-    with cli.ending("the same command starts anew"):
+    with cli.ending("the same command starts over"):
         train(args)
 
 

@@ -26,7 +26,7 @@ from gan_mask.errors import GanMaskError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Files of these names are photos. Some cannot be read here; they are told of rather than passed over.
+# Files of these names are photos. Some cannot be read here; they are reported rather than skipped.
 RAW_SUFFIXES = frozenset(".arw .cr2 .cr3 .dng .nef .orf .raf .rw2".split())
 IMAGE_SUFFIXES = RAW_SUFFIXES | frozenset(
     ".apng .avif .bmp .gif .heic .heif .hif .jfif .jp2 .jpe .jpeg .jpg .jxl .mpo .pgm .png .pnm .ppm .tif .tiff "
@@ -45,7 +45,7 @@ _ORIENTATIONS = {  # the EXIF tag's value -> what makes the photo upright
 
 
 def forget_old_shapes() -> None:
-    """Keep memory constant where pictures of ever new sizes go through the networks; call it before the first one.
+    """Keep memory constant while pictures of many sizes go through the networks. Call it before the first one.
 
     On CPUs torch keeps the kernels that oneDNN made for each shape of a layer's input, half a megabyte each and
     1,024 of them by default. Face detection has new shapes with every photo.
@@ -71,7 +71,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     """Decode a photo to uint8 RGB [H,W,3], upright by its EXIF orientation.
 
     source: a path, or the file's bytes; then `name` stands for it in errors.
-    Transparency is laid over white, 16-bit values are scaled to 8, of an animation the first frame counts.
+    Transparency is laid over white, 16-bit values are scaled to 8, and only an animation's first frame is read.
     Raises UnreadableImage, whatever is wrong with the file.
     """
     with opened(source, name) as image:
@@ -80,7 +80,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
 
 @contextmanager
 def opened(source: str | Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
-    """An image file, not decoded yet; whatever goes wrong with it inside becomes UnreadableImage."""
+    """An image file, not decoded yet. Every error inside the `with` block becomes UnreadableImage."""
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
         content = source if isinstance(source, bytes) else _read_file(Path(source), name)
@@ -132,7 +132,7 @@ def _too_large(found: str) -> str:
 
 
 def decode(image: Image.Image) -> np.ndarray:
-    """A picture of Pillow's as `read_image` gives it. Raises nearly any type where its file is damaged."""
+    """A Pillow image as `read_image` gives it. Raises nearly any type if its file is damaged."""
     image.load()  # turns TIFF and HEIC upright, and then takes the tag away; PNG may have its EXIF after the pixels
     orientation = image.getexif().get(0x0112)
     if image.mode.startswith("I") or image.mode == "F":
@@ -172,7 +172,7 @@ class Face:
 
     @property
     def doubt(self) -> str:
-        """What is to be said of doubtful landmarks, else empty: about 3 % of the faces in LFW, mostly half outside."""
+        """A note on doubtful landmarks, else empty: about 3 % of the faces in LFW have one, mostly half outside."""
         if self.disagreement <= DOUBTFUL:
             return ""
         return f"landmarks and MTCNN's points are {self.disagreement:.2f} eye distances apart"
@@ -185,7 +185,7 @@ class Face:
 class FaceFinder:
     """MTCNN (Zhang et al. 2016) for the faces, dlib's shape predictor (Kazemi and Sullivan 2014) for 68 landmarks.
 
-    On LFW within 0.7 % of the eye distance (median) of landmarks made from dlib's boxes, 2 % at the 95th percentile.
+    On LFW the landmarks are within 0.7 % of the eye distance (median; 95th percentile 2 %) of those from dlib's boxes.
     Faces that lean by more than UPRIGHT degrees are turned upright first.
 
     device: where MTCNN runs; landmarks are always made on the CPU.
@@ -269,7 +269,7 @@ class FaceFinder:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """68 landmarks and MTCNN's five points of a face in a box, if it leans by about `roll` degrees; else [].
 
-        The face is turned upright, for which alone the networks were made, and found anew, until it is.
+        The face is turned upright, the only pose that the networks were made for, and re-detected, until it is.
         above: the score that it must then exceed.
         """
         centre, side = (box[:2] + box[2:]) / 2, 3 * math.sqrt(max(1.0, float(np.prod(box[2:] - box[:2]))))

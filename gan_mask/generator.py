@@ -1,4 +1,4 @@
-"""The conditional generator: faces in, masked faces out; and how a checkpoint is loaded."""
+"""The conditional generator (faces in, masked faces out), and how a checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Generator(nn.Module, PyTorchModelHubMixin):
     def other_face(
         self, faces: Tensor, landmarks: Tensor, adapted: Tensor, seed: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What it changes about templates that are adapted to the wearers already, unbounded (`facespace.Bounds`)."""
+        """What it changes about templates already adapted to the wearers, unbounded (`facespace.Bounds`)."""
         own = masking.unwrap(faces, landmarks, self.texture_size)
         raw = self.net(own, adapted.to(faces), self.noise(len(faces), seed)).raw
         assert raw is not None, "a generator with face heads is asked"
@@ -101,8 +101,8 @@ def load_generator(
 ) -> Generator:
     """The generator in folder `path` (config.json + model.safetensors), frozen and in eval mode.
 
-    By default the one that comes with the package. A run folder of train.py works, too, and so does "user/name" on the
-    Hugging Face hub, of which `revision` names a branch, tag or commit. `Generator.save_pretrained` writes such a
+    The default is the one that comes with the package. A run folder of train.py works, too, and so does "user/name" on
+    the Hugging Face hub; `revision` is a branch, tag or commit there. `Generator.save_pretrained` writes such a
     folder, and `push_to_hub` uploads it. Raises GanMaskError, naming the file, when something is missing, damaged, or
     does not fit together.
     """
@@ -124,9 +124,9 @@ def load_generator(
 
 
 def local(path: str | Path, revision: str | None = None) -> Path:
-    """`path`; of a generator on the Hugging Face hub the folder that it is downloaded to.
+    """`path`, or the folder to which a generator from the Hugging Face hub is downloaded.
 
-    "user/name" is one where there is no folder `user` here.
+    "user/name" means the hub unless there is a folder `user` here.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or Path(path).exists() or Path(path).parent.exists():
         return Path(path)

@@ -72,7 +72,7 @@ def profile(textures: Tensor, landmarks: Tensor) -> Profile:
 
 
 def costs(wearers: Profile, templates: Profile) -> Tensor:
-    """How ill each of T templates suits each of B wearers, (B, T); infinite where it shows the wearer.
+    """How badly each of T templates suits each of B wearers, (B, T); infinite where it shows the wearer.
 
     The sum of squared differences of pose, expression, skin colour and, of the luminance that the mask would change,
     after the template's contrast is adapted to the wearer's.

@@ -44,7 +44,7 @@ def undetected_hinge(mask_logit: Tensor, margin: float) -> Tensor:
 
 
 def found_hinge(face_logit: Tensor, margin: float) -> Tensor:
-    """A face that the detector loses is no evasion: its face logit below margin."""
+    """A lost face is not an evasion: positive where the detector's face logit is below the margin."""
     return F.relu(margin - face_logit)
 
 
@@ -56,6 +56,6 @@ def total_variation(texture: Tensor) -> Tensor:
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared difference of images (B, C, H, W).
 
-    Squared, since an absolute difference is happiest with all of the change in one glaring spot.
+    Squared, since an absolute difference favours all of the change in one glaring spot.
     """
     return (a - b).square().mean((1, 2, 3))

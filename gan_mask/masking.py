@@ -5,7 +5,7 @@ as in DM, "Masked Faces with Faced Masks" (arXiv 2201.06427). Everything is batc
 differentiable in images, textures and landmarks; there is no loop over faces or triangles, and
 memory grows with the box around the batch's masks, whatever the number of triangles.
 
-A texture is put on in one of two ways (PLACEMENTS): as it is, as the paper does, or seamlessly, cloned into the
+There are two ways to put a texture on (PLACEMENTS): as it is, as in the paper, or seamlessly, cloned into the
 wearer's own face.
 """
 
@@ -92,7 +92,7 @@ def unwrap(image: Tensor, landmarks: Tensor, texture_size: tuple[int, int] = TEX
     """Image to canonical mask space: (B, C, H, W), (B, 68, 2) px -> (B, C, h, w).
 
     Landmarks may lie outside the image; its border is repeated there. Texels outside the mask's
-    polygon repeat the polygon's edge. In float32, or float64 for such images.
+    polygon repeat the polygon's edge. Computed in float32, or in float64 for float64 images.
     GanMaskError unless the image is of floating-point colours in [0, 1].
     """
     _check(image, landmarks)
@@ -132,11 +132,11 @@ def wear(
 ) -> Tensor:
     """Put the mask on: face (B, C, H, W), landmarks (B, 68, 2) px, texture (B, C, h, w) -> (B, C, H, W).
 
-    Differentiable in all three; outside of the region the result equals `face` bit for bit and has its dtype.
+    Differentiable in all three. Outside the region the result equals `face` bit for bit and has its dtype.
     softness: as in `region`.
-    own: the wearer's own texture (`unwrap`), if the face is to change by the difference between the two instead of
-    being covered: where they agree it stays as it is, and detail too fine for a texture stays everywhere. In [0, 1].
-    GanMaskError unless both pictures are of floating-point colours in [0, 1]; beside `own` the texture's may be others.
+    own: the wearer's own texture (`unwrap`). With it the face changes by the difference between the two instead of
+    being covered: it stays as it is where they agree, and detail too fine for a texture stays everywhere. In [0, 1].
+    GanMaskError unless both pictures are of floating-point colours in [0, 1]; with `own` the texture may lie outside.
     """
     if isinstance(landmarks, Tensor):
         _check(face, landmarks)
@@ -169,8 +169,8 @@ def seamless(texture: Tensor, own: Tensor) -> Tensor:
     """Clone a texture into the wearer's own: both (B, C, h, w) -> (B, C, h, w), not clamped, float32 or float64.
 
     t + M (o - t) at the seam, with M the mean value coordinates of each texel (Farbman et al. 2009), fading into `own`
-    towards the seam and equal to it outside. Linear and differentiable in both. One's own texture comes back as it is,
-    and what is constant or affine in a texture (its overall colour, light from one side) has no effect.
+    towards the seam and equal to it outside. Linear and differentiable in both. The wearer's own texture comes back
+    as it is, and what is constant or affine in a texture (its overall colour, light from one side) has no effect.
     """
     if texture.shape != own.shape:
         raise GanMaskError(f"texture {tuple(texture.shape)} and own texture {tuple(own.shape)} differ")
@@ -184,7 +184,7 @@ def seamless(texture: Tensor, own: Tensor) -> Tensor:
 
 
 def structure(texture: Tensor) -> Tensor:
-    """What of a texture (B, C, h, w) seamless placement keeps: 0 at the seam and outside, blind to affine changes.
+    """What seamless placement keeps of a texture (B, C, h, w): 0 from the seam outwards, blind to affine changes.
 
     seamless(t, o) = o + structure(t) - structure(o).
     """
@@ -192,7 +192,7 @@ def structure(texture: Tensor) -> Tensor:
 
 
 def seam_opacity(like: Tensor) -> Tensor:
-    """What seamless placement shows of a texture of `like`'s size (B, C, h, w): (h, w), 0 from the seam outwards."""
+    """Opacity of seamless placement at the size of texture `like` (B, C, h, w): (h, w), 0 from the seam outwards."""
     return _seam(like.shape[2], like.shape[3], like.dtype, like.device)[2]
 
 
@@ -208,7 +208,7 @@ def put_on(
 
     "paper": the texture covers the face, fading by `softness` at its edge, as in DM.
     "seamless": cloned into the wearer's own texture, whose fine detail stays; the texture's colours may leave [0, 1].
-    pixels: where the masks lie, if the caller has found it already (`place`).
+    pixels: where the masks lie, if the caller knows it already (`place`).
     """
     where = landmarks if pixels is None else pixels
     if placement == "paper":
@@ -235,7 +235,7 @@ def _check(image: Tensor, landmarks: Tensor) -> None:
 
 
 def _unhurried(images: Tensor) -> bool:
-    """Whether a look at the values costs nothing: a training step on a GPU must not wait for one."""
+    """Whether reading the values costs nothing: a training step on a GPU must not wait for it."""
     return images.device.type == "cpu" or not torch.is_grad_enabled()
 
 

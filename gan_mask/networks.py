@@ -165,7 +165,7 @@ class TextureUNet(nn.Module):
         return skips
 
     def completed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A generator's state, with what face heads of before did not have: zeros, which change nothing."""
+        """A generator's state, with what older face heads did not have: zeros, which change nothing."""
         if self.face is None or "net.face.points.weight" not in weights or "net.face.whole.weight" in weights:
             return weights
         state = {f"net.face.{name}": torch.zeros_like(value) for name, value in self.face.state_dict().items()}
@@ -189,7 +189,7 @@ class TextureUNet(nn.Module):
 class Discriminator(nn.Module):
     """Realism of face crops: (B, 3, S, S) in [0, 1] -> logits (B,), high for real.
 
-    Strided convolutions without normalisation (R1 regularises); the mean over patch logits judges
+    Strided convolutions without normalisation (R1 regularises); the mean over patch logits scores
     texture everywhere rather than the whole face. In float32 under autocast, too: R1 takes second derivatives.
     """
 
@@ -226,7 +226,7 @@ def generator_config(values: dict[str, Any]) -> GeneratorConfig:
             f"texture {config.texture_height}x{config.texture_width} must be divisible by {divisor} "
             f"for {len(config.widths)} widths"
         )
-    if config.heads == ("both",):  # as checkpoints of before call these two
+    if config.heads == ("both",):  # as older checkpoints call these two
         config.heads = PIXEL_HEADS
     if unknown := [head for head in config.heads if head not in HEADS] or ([] if config.heads else ["nothing"]):
         raise GanMaskError(f"heads: {unknown[0]!r} is unknown; known: {', '.join(HEADS)}")

@@ -28,7 +28,7 @@ def wear_on_photo(
     """Put a mask on one face of a photo, in place, at the cost of that face only.
 
     photo uint8 (H, W, 3), landmarks (68, 2) px, texture (3, h, w), and own (3, h, w): the wearer's, unwrapped from the
-    aligned crop. No pixel outside of the mask changes. Seamless placement adds to the photo what would change in the
+    aligned crop. No pixel outside the mask changes. Seamless placement adds to the photo what would change in the
     crop, so that the photo keeps its finer detail; a face no larger than in its crop gets what `masking.put_on` gives.
     """
     points = landmarks[list(masking.MASK_LANDMARKS)]

@@ -1,7 +1,7 @@
 """Templates: what is printed on a mask before the generator changes it, as textures in canonical mask space.
 
 Faces (the lower halves of synthetic people), plain colours and patterned cloth are shipped; any face
-photo can be one too.
+photo can be a template, too.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Bank:
 def best(faces: Tensor, landmarks: Tensor) -> list[str]:
     """The shipped face, or its mirror image, that suits each wearer best (`likeness.costs`): names (B,).
 
-    faces (B, 3, H, W) in [0, 1] and landmarks (B, 68, 2) px of the unmasked wearers. Nobody wears himself.
+    faces (B, 3, H, W) in [0, 1] and landmarks (B, 68, 2) px of the unmasked wearers. Nobody wears their own face.
     """
     return [(*FACES, *MIRRORED)[i] for i in _costs(faces, landmarks).argmin(1).tolist()]
 

@@ -94,7 +94,7 @@ def dashed(name: str) -> str:
 
 
 def from_values(cls: type[T], values: dict[str, Any], label: Callable[[str], str] = underscored) -> T:
-    """An instance of the dataclass `cls` from strings or from what JSON made of them; other names are passed over.
+    """An instance of the dataclass `cls` from strings or from what JSON made of them; other names are ignored.
 
     label: what messages call a field. GanMaskError names it, its value, and what is expected.
     """

@@ -1,6 +1,6 @@
 """Where third-party weights lie, and how they get there. Nothing is ever replaced by random weights.
 
-Downloads come over https, go on where an earlier try stopped, and are put in place once their SHA-256 is right.
+Downloads come over https, resume where an earlier try stopped, and are put in place once their SHA-256 is right.
 """
 
 from __future__ import annotations
@@ -116,12 +116,12 @@ def find(name: str, expected_sha256: str | None = None) -> Path:
     try:
         download(source, target, expected_sha256)
     except OSError as error:
-        raise MissingWeights(f"{missing} The download failed ({error}); the next try goes on. {by_hand}") from error
+        raise MissingWeights(f"{missing} The download failed ({error}); the next try resumes it. {by_hand}") from error
     return target
 
 
 def download(url: str, path: Path, expected_sha256: str) -> None:
-    """Fetch `url` to `path`. PATH.part holds what an interrupted download got, and the next one goes on with it.
+    """Fetch `url` to `path`. PATH.part holds what an interrupted download got, and the next one resumes from it.
 
     Raises OSError when the connection fails, GanMaskError when the file's SHA-256 is another one.
     """

@@ -47,7 +47,7 @@ def test_the_api_reference_is_generated(site: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["geometry", "placement", "detail"])
-def test_the_pictures_of_concepts_can_be_drawn_anew(tmp_path: Path, name: str) -> None:
+def test_the_pictures_of_concepts_can_be_drawn_again(tmp_path: Path, name: str) -> None:
     from PIL import Image
 
     out = tmp_path / f"{name}.webp"

@@ -254,7 +254,7 @@ def test_what_other_code_made_is_made_anew_and_said(photos, fakes, tmp_path, mon
     monkeypatch.setitem(run_record.CODE, "masked photos", 2)
     assert status(sampling.main, argv) == 0
     said = capsys.readouterr().out
-    assert "masked anew, because of another version of the code, 1 -> 2" in said and "done before" not in said
+    assert "masked again, because of another version of the code, 1 -> 2" in said and "done before" not in said
 
 
 def test_an_evaluation_from_before_goes_on_wherever_its_set_lies_until_the_code_is_another(
@@ -273,8 +273,8 @@ def test_an_evaluation_from_before_goes_on_wherever_its_set_lies_until_the_code_
     moved = tmp_path / "moved"
     shutil.copytree(prepared, moved)
     assert status(evaluation.main, ["--data", str(moved), *argv]) == 0
-    assert calls == ["none", "dm"] and "made anew" not in capsys.readouterr().out
+    assert calls == ["none", "dm"] and "made again" not in capsys.readouterr().out
     monkeypatch.setitem(run_record.CODE, "evaluation", 3)
     assert status(evaluation.main, ["--data", str(moved), *argv]) == 0
     assert len(calls) == 4
-    assert "everything is made anew, because of another version of the code, 2 -> 3" in capsys.readouterr().out
+    assert "everything is made again, because of another version of the code, 2 -> 3" in capsys.readouterr().out

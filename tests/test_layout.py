@@ -1,4 +1,4 @@
-"""Which room of the package imports which: down CONTRIBUTING's map of the house, never up or round in a circle."""
+"""Which modules import which: down CONTRIBUTING's map of the package, never up or in a circle."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "gan_mask"
 
 
-def map_of_the_house() -> list[list[str]]:
-    """The rooms of each row, from the top."""
+def package_map() -> list[list[str]]:
+    """The modules of each row, from the top."""
     text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| .* \| `gan_mask/\{?([\w,]+)\}?.*\|$", text, re.MULTILINE)
     return [cell.split(",") for cell in cells]
@@ -46,22 +46,22 @@ def imports(name: str, anywhere: bool = True) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_the_map_names_every_room_once() -> None:
-    named = [room for row in map_of_the_house() for room in row]
+def test_the_map_names_every_module_once() -> None:
+    named = [module for row in package_map() for module in row]
     assert sorted(named) == sorted({name.partition(".")[0] for name in MODULES})
 
 
 def test_imports_go_down_the_map_and_not_round() -> None:
-    floor = {room: number for number, row in enumerate(map_of_the_house()) for room in row}
-    graph: dict[str, set[str]] = {room: set() for room in floor}
+    floor = {module: number for number, row in enumerate(package_map()) for module in row}
+    graph: dict[str, set[str]] = {module: set() for module in floor}
     for name in MODULES:
-        room = name.partition(".")[0]
+        module = name.partition(".")[0]
         for imported in imports(name):
             assert imported != "gan_mask" and not imported.startswith("gan_mask.__"), f"{name} imports the package"
-            below = imported.split(".")[1] if imported.startswith("gan_mask.") else room
-            assert floor[below] >= floor[room], f"{name} imports {imported}"
-            if below != room:
-                graph[room].add(below)
+            below = imported.split(".")[1] if imported.startswith("gan_mask.") else module
+            assert floor[below] >= floor[module], f"{name} imports {imported}"
+            if below != module:
+                graph[module].add(below)
     TopologicalSorter(graph).prepare()  # CycleError names the circle
 
 
@@ -82,16 +82,16 @@ def reached(start: str) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("room", ["networks", "generator"])
-def test_the_model_knows_no_commands(room: str) -> None:
-    assert {"argparse", "tqdm", "yaml", "cli"}.isdisjoint(reached(room))
-    if room == "networks":
-        assert "templates" not in reached(room)
+@pytest.mark.parametrize("module", ["networks", "generator"])
+def test_the_model_knows_no_commands(module: str) -> None:
+    assert {"argparse", "tqdm", "yaml", "cli"}.isdisjoint(reached(module))
+    if module == "networks":
+        assert "templates" not in reached(module)
     # As Python has it, too; torch and huggingface_hub bring an argparse and a tqdm of their own.
-    code = f"import sys, gan_mask.{room}; print(*(name for name in sys.modules if name.startswith('gan_mask.')))"
+    code = f"import sys, gan_mask.{module}; print(*(name for name in sys.modules if name.startswith('gan_mask.')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True, text=True)
     loaded = {name.removeprefix("gan_mask.") for name in done.stdout.split()}
-    assert loaded <= {"_version", *reached(room)}
+    assert loaded <= {"_version", *reached(module)}
 
 
 def test_the_ground_needs_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""The pretrained networks against dlib, onnxruntime, published outputs and formulas written anew."""
+"""The pretrained networks against dlib, onnxruntime, published outputs and formulas written independently."""
 
 from __future__ import annotations
 
@@ -787,7 +787,7 @@ def trunk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_lpips_follows_its_formula(trunk: None, synthetic: tuple[Tensor, Tensor]) -> None:
-    """Zhang et al. 2018, equation 1, written anew on torchvision's AlexNet and the package's linear heads."""
+    """Zhang et al. 2018, equation 1, written independently on torchvision's AlexNet and the package's linear heads."""
     lpips = pytest.importorskip("lpips")
     from safetensors.torch import load_file
     from torchvision.models import alexnet

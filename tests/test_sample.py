@@ -385,7 +385,7 @@ def test_show_writes_a_gallery_of_every_face(run: Run, tmp_path: Path) -> None:
     assert run(folder, tmp_path / "out", "--method", "dm") == 0
     assert not (tmp_path / "out" / "gallery.html").exists()
     written = (tmp_path / "out" / f"{PEOPLE[0]}.png").stat().st_mtime_ns
-    assert run(folder, tmp_path / "out", "--method", "dm", "--show") == 0  # nothing is masked anew for it
+    assert run(folder, tmp_path / "out", "--method", "dm", "--show") == 0  # nothing is masked again for it
     assert (tmp_path / "out" / f"{PEOPLE[0]}.png").stat().st_mtime_ns == written
     page = (tmp_path / "out" / "gallery.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4 and f"{PEOPLE[0]}.png" in page
@@ -424,7 +424,7 @@ def test_a_folder_without_faces_is_no_error(run: Run, tmp_path: Path, capsys: py
     assert not (tmp_path / "out" / "overview.png").exists()
 
 
-# ------------------------------------------------------------------------------------------- going on
+# ------------------------------------------------------------------------------------------- resuming
 
 
 def test_the_same_command_again_does_only_what_is_missing(run: Run, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_the_same_command_again_does_only_what_is_missing(run: Run, tmp_path: Pa
     assert run(folder, out, "--method", "dm") == 0
     assert (out / "14.png").stat().st_mtime_ns != written
     assert (out / "results.csv").read_bytes() != first
-    assert run(folder, out, "--method", "plain") == 0  # other options: everything anew
+    assert run(folder, out, "--method", "plain") == 0  # other options: everything again
     assert {row["template"] for row in table(out)} == {"plain-blue"}
 
 
@@ -549,7 +549,7 @@ def test_no_photo_overwrites_another(run: Run, tmp_path: Path) -> None:
         assert image.width > 600
     assert "<html" in (out / "gallery.html").read_text()
     masked = {path: path.stat().st_mtime_ns for path in out.rglob("*.png") if path.name != "overview.png"}
-    assert run(folder, out, "--method", "dm") == 0  # nothing is made anew
+    assert run(folder, out, "--method", "dm") == 0  # nothing is made again
     assert {path: path.stat().st_mtime_ns for path in masked} == masked
 
 

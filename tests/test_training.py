@@ -357,11 +357,11 @@ def test_the_precision_that_accelerate_is_told_counts_unless_ours_is_given(fresh
 
 def test_a_generator_that_no_gradient_reaches_is_noticed(capsys):
     terms, texture = {"d_logistic": torch.ones(4), "smooth": torch.ones(4)}, torch.rand(4, 3, 8, 8)
-    watch, norms = Health(judged=True), [torch.zeros(()), torch.ones(())]
+    watch, norms = Health(adversarial=True), [torch.zeros(()), torch.ones(())]
     with pytest.raises(GanMaskError, match="no gradient reaches the generator"):
         for _ in range(STOP):
             assert not watch.streaks["generator"] or not watch.good
-            watch.look(read([{k: v.mean() for k, v in terms.items()}], norms, texture, texture))
+            watch.check(read([{k: v.mean() for k, v in terms.items()}], norms, texture, texture))
     assert "warning: no gradient reaches the generator" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The methods, with one signature, so that every command and every evaluation takes any of them.
+"""The methods. They share one signature, so that every command and every evaluation takes any of them.
 
 `attacks.method(name)` makes one. It maps wearers to mask textures in canonical space:
 `method.apply(faces [B,3,H,W] in [0,1], landmarks [B,68,2] px, templates [B,3,h,w]).textures [B,3,h,w]`,

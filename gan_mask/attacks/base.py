@@ -1,4 +1,4 @@
-"""What every method is: it makes textures for wearers, and knows how they are worn."""
+"""The interface of every method: it makes textures for wearers, and knows how they are worn."""
 
 from __future__ import annotations
 

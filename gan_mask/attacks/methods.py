@@ -28,7 +28,7 @@ def method(
 ) -> Method:
     """The method called `name`; 'generator' needs `generator`, the optimised ones `surrogates` and take `options`.
 
-    options.placement is that of 'dm' and of the optimised ones; a generator has its own, and a plain mask is no face.
+    options.placement is that of 'dm' and of the optimised ones; a generator has its own, and a plain mask is laid over.
     """
     if name == "generator":
         if generator is None:

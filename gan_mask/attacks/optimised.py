@@ -45,7 +45,7 @@ class Work:
 
 
 class Optimised(Method):
-    """An attack that changes a worn texture step by step; each face for itself, whatever its batch."""
+    """An attack that changes a worn texture step by step. Each face is optimised independently of its batch."""
 
     name: str
     optimises = True
@@ -88,7 +88,7 @@ class Optimised(Method):
         )  # fmt: skip
 
     def _step(self, w: Work, step: int) -> tuple[Tensor, Tensor]:
-        """Look at the goal, then move the variables in place: textures (B, 3, h, w) looked at, met (B,) bool."""
+        """Check the goal, then update the variables in place: the textures (B, 3, h, w) checked, met (B,) bool."""
         o = self.options
         draws = Draws(o.seed, step, [0] * len(w.rows), 1, w.faces.device)  # the same for every face of a batch
         with torch.enable_grad():
@@ -100,7 +100,7 @@ class Optimised(Method):
             evasion = torch.stack(list(terms.values())).sum(0)
             loss = evasion + self.penalty(w.templates, texture, variables)
             gradients = torch.autograd.grad(loss.sum(), variables)
-            if not evasion.isfinite().all():  # where contract.watch does not look
+            if not evasion.isfinite().all():  # where contract.watch does not check
                 raise GanMaskError(f"{self.name}: a surrogate answers NaN or infinity; leave out one after the other")
         with torch.no_grad():
             w.variables = self.move(variables, gradients, w.state, step)

@@ -18,7 +18,7 @@ class Options:
     steps: int = option(100, "gradient steps at most", within=Range(0, 2**31 - 1))
     bound: float = option(12 / 255, "L-infinity bound of the noise, in [0, 1] of colour", within=FRACTION)
     step_size: float = option(1.5 / 255, "advnoise-dm: each sign step, in [0, 1] of colour", within=FRACTION)
-    momentum: float = option(0.9, "advnoise-dm: decay of the gathered gradient, in [0, 1)", within=Range(0, below=1))
+    momentum: float = option(0.9, "advnoise-dm: decay of the accumulated gradient, in [0, 1)", within=Range(0, below=1))
     kernel: int = option(5, "mf2m: side of the filter kernels, texels, odd", within=KERNEL)
     filter_rate: float = option(0.005, "mf2m: Adam's learning rate of the kernels", within=WEIGHT)
     noise_rate: float = option(1 / 255, "mf2m: Adam's learning rate of the noise, in [0, 1] of colour", within=WEIGHT)
@@ -28,7 +28,9 @@ class Options:
     face_rate: float = option(0.12, "advface: Adam's learning rate, in units of the bounds", within=WEIGHT)
     plausible: float = option(0.05, "advface: weight of how far the lower face is from those of people", within=WEIGHT)
     refine: int = option(
-        0, "generator: so many of advface's steps from its output, until the goal is met", within=Range(0, 2**31 - 1)
+        0,
+        "generator: at most so many of advface's steps from its output, until the goal is met",
+        within=Range(0, 2**31 - 1),
     )
     diversity: float = option(
         0.5, "strength of the augmentations before the surrogates; 0: none, 1: as in training", within=Range(0, 10)
@@ -38,7 +40,7 @@ class Options:
     )
     detection_margin: float = option(2.0, "how far beyond the detectors' decision to get, logits", within=Range(0, 100))
     patience: int = option(
-        3, "steps in a row at which a face meets its goal before it is left alone; 0: never", within=Range(0, 2**31 - 1)
+        3, "stop on a face once it has met its goal at so many steps in a row; 0: never", within=Range(0, 2**31 - 1)
     )
     placement: masking.PlacementName = "paper"
     softness: float = 0.03  # at the mask's edge, fraction of the mask's width

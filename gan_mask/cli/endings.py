@@ -1,7 +1,7 @@
 """How all commands end.
 
 Exit codes: 0 done, 2 bad input or a file that cannot be read or written, 130 interrupted, 141 nobody reads what is
-printed any more (`| head`), of which nothing is said.
+printed any more (`| head`), which prints no message.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gan_mask.errors import GanMaskError
 
 
 @contextmanager
-def ending(again: str = "the same command goes on from here") -> Iterator[None]:
-    """Turns errors that people can mend into one line on stderr and an exit code.
+def ending(again: str = "the same command resumes from here") -> Iterator[None]:
+    """Turn errors that people can fix into one line on stderr and an exit code.
 
     again: said when interrupted, and when a file or the disk fails.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Messages:
-    """How much the running command says; set by its options, so that they are no setting of its result."""
+    """How much the running command says; set by its options, but not recorded as a setting of its result."""
 
     quiet = False
     verbose = False

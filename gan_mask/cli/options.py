@@ -25,9 +25,9 @@ LARGEST_FILE = 100_000  # bytes of a YAML file
 
 
 class Parser(argparse.ArgumentParser):
-    """What every command's options are read with.
+    """The argument parser of every command.
 
-    --batch_size and --batch-size are one option, however its name is written, and a wrong value is one line.
+    --batch_size and --batch-size are one option, in either spelling, and a wrong value gives a one-line message.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

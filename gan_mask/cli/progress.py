@@ -14,7 +14,7 @@ LOG_SECONDS = 30.0  # between the lines of a progress bar that goes to a file
 
 
 class Progress(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """tqdm that keeps quiet when asked to, and that writes a line now and then where nobody watches (a log file)."""
+    """tqdm that is silent when asked to, and that writes an occasional line where nobody watches (a log file)."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         if Messages.quiet:

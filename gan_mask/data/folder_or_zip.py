@@ -113,7 +113,7 @@ def matched(path: str, identity_regex: str) -> str:
 
 
 def doubts(photos: Sequence[Photo]) -> str:
-    """What the user should know of people who were told by their folders; empty where there is no doubt."""
+    """What the user should know about people who were told apart by folder; empty where there is no doubt."""
     folders: dict[str, set[str]] = {}
     for photo in photos:
         folders.setdefault(photo.person, set()).add(str(PurePosixPath(photo.path).parent))

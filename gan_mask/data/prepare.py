@@ -1,7 +1,7 @@
 """Any face data set -> prepared set: find, landmark, align and pack every photo (data_prep/prepare.py).
 
 Photos are worked on in fixed chunks of their sorted list. A finished chunk is one file in DST/.parts, whole or
-absent, so a killed run goes on where it was, and neither that nor the number of workers changes a byte of the result.
+absent, so a killed run resumes where it was, and neither that nor the number of workers changes a byte of the result.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def run_chunks(
 def prepare(c: PrepareConfig) -> Summary:
     """Make the prepared set `dst`; how many photos, faces and people there are.
 
-    Goes on where an earlier, interrupted call with the same settings stopped. GanMaskError for wrong settings, for a
+    Resumes where an earlier, interrupted call with the same settings stopped. GanMaskError for wrong settings, for a
     folder of others, and where no photo has a face; photos that cannot be read are listed in dst/skipped.csv.
     """
     c.check()
@@ -410,7 +410,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(
         prog="prepare.py",
         description="Prepare a face data set for training: find faces, 68 landmarks, aligned crops, split by person. "
-        "Interrupted? Run the same command again; it goes on where it stopped.",
+        "Interrupted? Run the same command again; it resumes where it stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     d = Settings()
@@ -453,7 +453,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--min-size",
         type=cli.type_of(Settings, "min_size"),
         default=d.min_size,
-        help="smallest face looked for, photo pixels",
+        help="smallest face to find, photo pixels",
     )
     add("--quality", type=cli.type_of(Settings, "quality"), default=d.quality, help="of the crops' JPEG, 1 to 100")
 

@@ -55,7 +55,7 @@ class PreparedSet(Dataset[dict[str, Any]]):
         self.size, self.margin = int(self.meta["size"]), float(self.meta["margin"])
         self._open()
         splits, identities = np.array(self._index["split"]), np.array(self._index["identity"])
-        self._open()  # anew: reading two columns has mapped every page, 290 MB for 500,000 faces
+        self._open()  # again: reading two columns has mapped every page, 290 MB for 500,000 faces
         chosen = np.flatnonzero(np.isin(splits, [SPLITS.index(name) for name in chosen_splits]))
         self._rows = chosen.astype(np.int64)
         self.identities: np.ndarray = identities[self._rows].astype(np.int64)

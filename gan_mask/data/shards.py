@@ -43,7 +43,7 @@ class ShardSet(Dataset[dict[str, Any]]):
 
     set[i] -> {"face": float32 (3, S, S) RGB in [0, 1], "landmarks": float32 (68, 2), "identity": int, "index": i};
     set[i, True] is the same face mirrored. A DataLoader gets whole batches (__getitems__): neighbours are read in
-    one go. Every face's checksum is looked at; GanMaskError names the shard that is damaged or missing.
+    one go. Every face's checksum is verified; GanMaskError names the shard that is damaged or missing.
     """
 
     run = 16  # faces read in one go, about 200 KB; batches are made of such runs (see training.schedule)
@@ -144,7 +144,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if meta.get("shards", 0) is None:
         raise GanMaskError(f"{path}: the shards are not finished; run the command that writes them again")
     if not _complete(meta):
-        raise GanMaskError(f"{path / 'shards.json'}: damaged; copy it again, or delete the folder and write it anew")
+        raise GanMaskError(f"{path / 'shards.json'}: damaged; copy it again, or delete the folder and write it again")
     return meta
 
 
@@ -167,7 +167,7 @@ def _complete(meta: dict[str, Any]) -> bool:
 def write(prepared: str | Path, out: str | Path, faces_per_shard: int = 10_000) -> dict[str, Any]:
     """Write the train and val splits of `prepared` as shards into `out`; returns what shards.json holds.
 
-    The same arguments give the same bytes. Goes on where an interrupted call stopped; shards of a finished folder
+    The same arguments give the same bytes. Resumes where an interrupted call stopped; shards of a finished folder
     are compared with their SHA-256, and written again where they are missing or differ.
     """
     if faces_per_shard < 1:

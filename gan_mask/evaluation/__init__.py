@@ -1,7 +1,7 @@
-"""Honest evaluation: python -m gan_mask.evaluation --data PREPARED --checkpoint CHECKPOINT --out REPORT
+"""The evaluation: python -m gan_mask.evaluation --data PREPARED --checkpoint CHECKPOINT --out REPORT
 
-Every masked face is written as an 8-bit PNG; then faces, landmarks, alignment, detection and
-embedding are done anew from the file. The unmasked probe goes the same way. Definitions:
+Every masked face is written as an 8-bit PNG and re-detected: faces, landmarks, alignment, detection and
+embedding start over from the file. The unmasked probe is treated alike. Definitions:
 
 - probe: a photo of the split; mated with the next clean photo of the same person (the gallery side);
 - accepted when clean: the unmasked probe's face is found and its similarity to its mate reaches the threshold;
@@ -13,7 +13,7 @@ embedding are done anew from the file. The unmasked probe goes the same way. Def
 
 Surrogates (trained against) and held-out networks are reported apart. Intervals are bootstrap 95 % over identities.
 OUT receives index.html, report.json (the same again in a second run), cost.json (times and memory), probes.csv,
-curves.csv, robustness.csv, strip.png and the faces. The same command again goes on where it stopped; under
+curves.csv, robustness.csv, strip.png and the faces. The same command again resumes where it stopped; under
 `accelerate launch` several processes share the work. docs/evaluation.md has every definition.
 """
 

@@ -1,7 +1,7 @@
 """How a worn mask looks, against the same picture without it: edge, fine detail, skin tone.
 
 All measures take two uint8 pictures (H, W, 3) of one size, of any size, and the landmarks (68, 2), px, of the bare one.
-The yardstick is the unmasked face: of a picture against itself they are exactly 0, 1 and 0. NaN where nothing can be
+The reference is the unmasked face: a picture against itself has exactly 0, 1 and 0. NaN where nothing can be
 measured: an edge outside of the picture, or a bare face without any detail.
 """
 

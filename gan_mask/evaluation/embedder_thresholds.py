@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--device", default=here, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     cli.add_message_options(parser)
     options = parser.parse_args(arguments)
-    with cli.ending("the same command starts anew"):
+    with cli.ending("the same command starts over"):
         faces = PreparedSet(options.data, options.split)
         source = f"{Path(options.data).resolve().name}, split {options.split or 'all'}"
         result = measure(load_embedder(options.embedder, options.device), faces, source, options.device)

@@ -31,10 +31,10 @@ class Limit(NamedTuple):
 
 
 def parse(text: str, sets: Sets, methods: Sequence[str], trained: str | None = None) -> Limit:
-    """A limit on what is going to be measured; spaces in a measure's name may be written as underscores.
+    """A limit on what will be measured; spaces in a measure's name may be written as underscores.
 
-    Without a set the held-out one is meant if there is one; measures of looks have none. trained: name of the
-    realism AUC that is going to be measured, if any. Raises GanMaskError with the grammar or the known names.
+    Without a set, the held-out one is meant if there is one; measures of looks have no set. trained: name of the
+    realism AUC that will be measured, if any. Raises GanMaskError with the grammar or the known names.
     """
     match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|<|>)\s*(\S+)\s*", text)
     if not match:

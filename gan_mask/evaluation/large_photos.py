@@ -1,4 +1,4 @@
-"""Looks on photos at their own size: a mask that suits the small prepared crops may be a blur on a large photo."""
+"""How masks look on photos at full size: a mask that suits the small prepared crops may be a blur on a large photo."""
 
 from __future__ import annotations
 

@@ -46,15 +46,15 @@ class EvaluationConfig:
     seed: int = option(0, "of every random choice", within=SEED)
 
     surrogates: tuple[str, ...] = option(
-        ("dlib",), "recognisers that the methods may be made against", group="against which networks",
+        ("dlib",), "recognisers that the methods may attack", group="networks",
         aliases=("embedders",), metavar="EMBEDDER",
     )  # fmt: skip
-    detectors: tuple[str, ...] = option(("classifier",), "mask detectors likewise", metavar="DETECTOR")
+    detectors: tuple[str, ...] = option(("classifier",), "mask detectors, as surrogates", metavar="DETECTOR")
     held_out: tuple[str, ...] = option(
         (), "recognisers that no method and no training ever saw; reported apart", aliases=("held-out-embedders",),
         shown="none", metavar="EMBEDDER",
     )  # fmt: skip
-    held_out_detectors: tuple[str, ...] = option((), "mask detectors likewise", shown="none", metavar="DETECTOR")
+    held_out_detectors: tuple[str, ...] = option((), "mask detectors, held out", shown="none", metavar="DETECTOR")
 
     far: float = option(1e-3, "false-accept rate of the headline, and of the attacks", group="thresholds", within=RATE)
     fars: tuple[float, ...] = option((1e-2,), "further false-accept rates", within=RATE)
@@ -72,10 +72,10 @@ class EvaluationConfig:
         "and to real faces", group="further measures",
     )  # fmt: skip
     photos: str | None = option(
-        None, "looks on these photos at their own size, too; one sub-folder per person", shown="none", metavar="DIR"
+        None, "measure looks on these photos at full size, too; one sub-folder per person", shown="none", metavar="DIR"
     )
     changed_probes: int = option(
-        0, "probes to look at again under JPEG, resize, blur and re-crop, eight looks each",
+        0, "probes to re-detect under JPEG, resize, blur and re-crop, eight times each",
         within=Range(0, 2**31 - 1),
     )  # fmt: skip
     distractors: int = option(1000, "most people in the gallery besides the mate", within=COUNT)
@@ -99,7 +99,7 @@ class EvaluationConfig:
 
 
 def check(c: EvaluationConfig) -> None:
-    """Raises GanMaskError that names an option which is missing, of another kind, out of range or without sense."""
+    """Raises GanMaskError that names an option which is missing, of another kind, out of range or inconsistent."""
     values.check(c)
     if c.device != "cpu" and not torch.cuda.is_available():
         raise GanMaskError(f"--device {c.device}: this machine has no CUDA device; use --device cpu")

@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
 def choose_probes(photos: PreparedSet, limit: int, seed: int) -> Probes:
     """Every photo of everybody with two or more, thinned to `limit` at random; the mate is the person's next photo.
 
-    The synthetic people whose faces are shipped as templates are left out: nobody wears himself.
+    The synthetic people whose faces are shipped as templates are left out: nobody wears their own face.
     """
     identities = np.asarray(photos.identities)
     order = np.argsort(identities, kind="stable")

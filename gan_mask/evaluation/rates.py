@@ -34,13 +34,7 @@ class Seen:
 
 
 def seen_of(r: Redetected, mates: Mapping[str, np.ndarray]) -> Seen:
-    return Seen(
-        r.found,
-        r.found_dlib,
-        r.similarity(mates),
-        r.mask_logit,
-        r.face_logit,
-    )
+    return Seen(r.found, r.found_dlib, r.similarity(mates), r.mask_logit, r.face_logit)
 
 
 def measures(embedders: Sequence[str], detectors: Sequence[str]) -> list[str]:

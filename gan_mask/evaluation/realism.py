@@ -59,10 +59,10 @@ def _read(paths: Sequence[Path]) -> np.ndarray:
 def cell_of(
     bare: np.ndarray, masked: np.ndarray, identities: np.ndarray, perceptual: Perceptual | None, seed: int, device: str
 ) -> Cell:
-    """AUC of telling `masked` from `bare`, each uint8 (P, H, W, 3); 0.5 is not at all, 1 always.
+    """AUC of telling `masked` from `bare`, each uint8 (P, H, W, 3); 0.5 means not at all, 1 always.
 
     identities (P,) of both, row by row. The people are dealt into two halves; one classifier learns on each half and
-    judges the other one, so that it has seen none of those whom it judges. Their scores are standardised half by half
+    scores the other one, so that it has seen nobody whom it scores. Their scores are standardised half by half
     and pooled. The interval resamples people, not trainings. perceptual: whose AlexNet is fine-tuned; None: a
     small CNN starts from nothing. Nothing is measured with fewer than two people.
     """
@@ -71,10 +71,10 @@ def cell_of(
         return dict(NOTHING)
     pictures = torch.from_numpy(np.stack([bare, masked])).permute(0, 1, 4, 2, 3)  # (2, P, 3, H, W)
     score = np.empty((2, len(identities)))
-    for judged in (half, ~half):
-        net = _train(pictures[:, torch.from_numpy(~judged)], perceptual, seed, device)
-        values = _scores(net, pictures[:, torch.from_numpy(judged)].flatten(0, 1), device)
-        score[:, judged] = ((values - values.mean()) / max(values.std(), 1e-9)).reshape(2, -1)
+    for scored in (half, ~half):
+        net = _train(pictures[:, torch.from_numpy(~scored)], perceptual, seed, device)
+        values = _scores(net, pictures[:, torch.from_numpy(scored)].flatten(0, 1), device)
+        score[:, scored] = ((values - values.mean()) / max(values.std(), 1e-9)).reshape(2, -1)
     label = np.repeat([0, 1], len(identities))
     return of_auc(score.ravel(), label, np.tile(identities, 2), draws=200) | {"probes": len(identities)}
 

@@ -6,7 +6,7 @@ Each round makes a pool of faced masks with every method of --against, the optim
 is then, and fine-tunes the detector on the pools so far, with unmasked faces, ordinary masks (plain, patterned, cloth)
 and backgrounds as anchors. With --generator_steps the generator is retrained against the detector between the rounds.
 DIR receives hardened.json and hardened.onnx (`--detectors onnx:DIR/hardened.json`), and for our own classifier
-hardened.safetensors. The same command again goes on where it stopped.
+hardened.safetensors. The same command again resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 python -m gan_mask.alarm --data PREPARED --checkpoint CHECKPOINT --out alarm.json
 
 A logistic regression on a mask detector's logit for the crop, and on how well the upper half, the lower half and the
-whole of the face agree in a recogniser's embedding. Fitted on the train split, on files written and found anew;
+whole of the face agree in a recogniser's embedding. Fitted on the train split, on written, re-detected files;
 its threshold lets at most --false_alarms of the val split's unmasked faces through as alarms.
 """
 
@@ -201,7 +201,7 @@ def _fit_alarm(c: AlarmConfig) -> Alarm:
     calibration = seen(_crops(val, rng.permutation(len(val))[: c.calibration_faces]), features)
     if len(calibration) * c.false_alarms < 1:
         raise GanMaskError(
-            f"{len(calibration)} unmasked faces of the val split can not show a false-alarm rate of "
+            f"{len(calibration)} unmasked faces of the val split cannot show a false-alarm rate of "
             f"{c.false_alarms:g}; raise --false_alarms to {1 / max(1, len(calibration)):.2g} or take a larger set"
         )
     at = threshold(calibration @ weights + intercept, c.false_alarms)
@@ -224,7 +224,7 @@ def _crops(photos: PreparedSet, index: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def seen(crops: np.ndarray, features: Features) -> np.ndarray:
-    """Features (M, F) of those of the pictures uint8 (N, 3, S, S) in which a face is found, aligned anew."""
+    """Features (M, F) of those of the pictures uint8 (N, 3, S, S) in which a face is found; re-detected and aligned."""
     from gan_mask.faces import FaceFinder, align, to_tensors
 
     finder = FaceFinder()

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def harden(c: HardenConfig) -> Path:
-    """Harden a detector, or go on with what --out holds; the sidecar of the result.
+    """Harden a detector, or resume what --out holds; the sidecar of the result.
 
     GanMaskError for wrong options, and for a folder of others.
     """

@@ -85,7 +85,7 @@ def rewrite_onnx(source: Path, before: dict[str, Tensor], after: dict[str, nn.Pa
         match = next((t for t in left if np.array_equal(numpy_helper.to_array(t), values)), None)
         if match is None:
             raise GanMaskError(
-                f"{source}: weight {name} is not kept in it as it is used; this network can not be exported"
+                f"{source}: weight {name} is not kept in it as it is used; this network cannot be exported"
             )
         left = [t for t in left if t is not match]
         match.CopyFrom(numpy_helper.from_array(after[name].detach().contiguous().numpy(), match.name))

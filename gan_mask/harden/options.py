@@ -16,7 +16,7 @@ from gan_mask.values import COUNT, FRACTION, LEARNING_RATE, RATE, SEED, WORKERS,
 @dataclass
 class HardenConfig:
     data: str = option("", "prepared set; its train split is learned from", group="input and output", required=True)
-    out: str = option("", "folder for the hardened detector; the same command again goes on", required=True)
+    out: str = option("", "folder for the hardened detector; the same command again resumes", required=True)
     detector: str = option(
         "classifier",
         "classifier, classifier-hardened or onnx:SIDECAR.json",
@@ -33,7 +33,7 @@ class HardenConfig:
     real_masks: str = option("", "zip of real masked and bare faces, whose train split joins the anchors")
     rounds: int = option(2, "times that a pool is made and the detector fine-tuned", group="training", within=COUNT)
     steps: tuple[int, ...] = option(
-        (300,), "optimiser steps of each round; the last number goes for all further ones", within=COUNT
+        (300,), "train steps of each round; the last number holds for all further rounds", within=COUNT
     )
     batch_size: int = option(48, "pictures per step", within=Range(1, 65536))
     learning_rate: float = option(3e-4, "of AdamW, falling to 0 within each round", within=LEARNING_RATE)
@@ -61,7 +61,7 @@ def check(c: HardenConfig) -> None:
         raise GanMaskError("--steps: expected one number or more")
 
 
-RESUMABLE = {"out", "workers", "save_every"}  # what may change when the same command goes on
+RESUMABLE = {"out", "workers", "save_every"}  # what may change when a run is resumed
 
 
 def claimed(

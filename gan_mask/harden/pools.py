@@ -68,7 +68,7 @@ def surrogates_of(c: HardenConfig, detector: Detector) -> Surrogates:
 
 
 def current_checkpoint(c: HardenConfig, number: int) -> Path:
-    """--checkpoint; from round 2 on, with --generator_steps, a generator trained against the detector of before."""
+    """--checkpoint; from round 2 on, with --generator_steps, a generator trained against the last round's detector."""
     if number == 1 or not c.generator_steps:
         return Path(c.checkpoint)
     from gan_mask.training.loop import train

@@ -2,8 +2,8 @@
 
 python -m gan_mask.harden.table --data PREPARED --after classifier-hardened --generators CHECKPOINT... --out DIR
 
-Every masked face is written as an 8-bit PNG, then faces, landmarks and crops are found anew, as in the evaluation.
-DIR receives table.json, table.md, faces.png and the faces. The same command again goes on where it stopped.
+Every masked face is written as an 8-bit PNG, then re-detected (faces, landmarks, crops), as in the evaluation.
+DIR receives table.json, table.md, faces.png and the faces. The same command again resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TableConfig:
         1500, "faces of the train split whose impostor pairs give the thresholds", within=Range(2, 2**31 - 1)
     )
     attack_probes: int = option(48, "masked faces per row of an optimised method", within=COUNT)
-    crops: bool = option(False, "show the networks the crops as they are, instead of finding the faces anew: faster")
+    crops: bool = option(False, "show the networks the crops as they are, instead of re-detecting the faces: faster")
     seed: int = option(0, "of every random choice", within=SEED)
 
 

@@ -62,7 +62,7 @@ class MaskClassifierNet(nn.Module):
 class EitherNet(nn.Module):
     """Of two classifiers, per face, the logits of the one that is surer of a mask: what either reports is reported.
 
-    A detector fine-tuned on new masks forgets some of the old ones; beside what it was before, it can not.
+    A detector fine-tuned on new masks forgets some of the old ones; run beside the original, it cannot.
     """
 
     def __init__(self, first: MaskClassifierNet, second: MaskClassifierNet) -> None:
@@ -108,7 +108,7 @@ def load(path: str | Path = WEIGHTS, name: str = "classifier") -> MaskClassifier
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise GanMaskError(f"{path}: the mask classifier's weights are missing; reinstall gan_mask or train them anew")
+        raise GanMaskError(f"{path}: the mask classifier's weights are missing; reinstall gan_mask or train them again")
     try:
         with safe_open(path, "pt") as f:
             card = json.loads((f.metadata() or {}).get("card", "{}"))

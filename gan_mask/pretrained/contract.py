@@ -1,6 +1,6 @@
-"""What every network must answer: looked at once when it is loaded, and that it is finite at every call.
+"""What every network must answer. Checked once when it is loaded; that answers are finite, at every call.
 
-A row of answers per picture, the same whatever the batch, different ones for different pictures, never NaN or infinity.
+One row of answers per picture, independent of its batch, different for different pictures, never NaN or infinity.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def sources(faces: Any, index: Iterable[Any]) -> list[str]:
 def watch(network: nn.Module, name: str) -> None:
     """From now on every answer that is not finite raises NotFinite.
 
-    Not where a gradient is wanted on a GPU, which one would have to wait for: training and the optimised attacks look
+    Not where a gradient is wanted on a GPU, which one would have to wait for: training and the optimised attacks check
     at their losses.
     """
 
-    def look(module: nn.Module, arguments: Any, output: Any) -> None:
+    def check(module: nn.Module, arguments: Any, output: Any) -> None:
         answers = output if isinstance(output, tuple) else (output,)
         if any(answer.is_cuda and answer.requires_grad for answer in answers):
             return
@@ -65,7 +65,7 @@ def watch(network: nn.Module, name: str) -> None:
         if rows:
             raise NotFinite(name, rows)
 
-    network.register_forward_hook(look)
+    network.register_forward_hook(check)
 
 
 def _finite(answers: Sequence[Tensor]) -> list[bool]:

@@ -209,7 +209,7 @@ def read_network(path: str | Path) -> DlibResNet:
     except (OSError, ValueError) as error:
         raise GanMaskError(
             f"{path}: not dlib's face-recognition network, or damaged ({error}). "
-            "Get it anew: pip install --force-reinstall face-recognition-models"
+            "Install it again: pip install --force-reinstall face-recognition-models"
         ) from error
 
 

@@ -87,7 +87,7 @@ def _one_of(*options: str) -> Callable[[Any], bool]:
 
 
 def _any(value: Any) -> bool:
-    """What is looked at elsewhere."""
+    """What is checked elsewhere."""
     return True
 
 

@@ -16,7 +16,7 @@ from gan_mask.pretrained.thresholds import Thresholds
 
 
 class Frozen(nn.Module):
-    """Always in eval mode, its parameters never ask for gradients; `.train()` leaves it as it is."""
+    """Always in eval mode, without gradients of its parameters; `.train()` changes nothing."""
 
     name: str
 
@@ -47,7 +47,7 @@ class Embedder(Frozen):
         raise NotImplementedError
 
     def threshold(self, far: float) -> float:
-        """Cosine similarity from which on two faces count as one person at false-accept rate `far` (0.01 or 0.001)."""
+        """The cosine at or above which two faces count as one person, at false-accept rate `far` (0.01 or 0.001)."""
         for key, value in self.thresholds.items():
             if float(key) == far:
                 if isinstance(self.thresholds, Thresholds):
@@ -101,7 +101,7 @@ def fingerprints(embedders: Mapping[str, nn.Module], detectors: Mapping[str, nn.
 
 
 def fingerprint(name: str, network: nn.Module) -> str:
-    """Changes with a network's weights, and with its sidecar, which says how pictures are shown to it."""
+    """A digest that changes with a network's weights and with its sidecar, which says how it takes pictures."""
     digest = hashlib.sha256(name.encode())
     for key, tensor in network.state_dict().items():
         digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())

@@ -7,11 +7,11 @@ Every face of every photo (or only the largest) wears a mask, at the photo's ful
 - overview.png, unmasked and masked faces side by side.
 
 `similarity` in the table is the cosine between the embeddings of the clean face and of the masked
-face, after the masked photo was written, read again, and its face found and aligned anew; below
+face, after the masked photo was written, and its face re-detected in the file; below
 `threshold` (FAR 0.001) the embedder takes the two for different people. A mask logit above 0 means
 that the detector reports a mask: before on the clean photo, after on the written file.
 
-The same command again goes on where it stopped; with other options everything is made anew.
+The same command again resumes where it stopped; with other options everything is made again.
 """
 
 from __future__ import annotations

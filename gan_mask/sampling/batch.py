@@ -1,4 +1,4 @@
-"""A batch of photos: masked, written, and looked at anew."""
+"""A batch of photos: masked, written, and re-detected."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gan_mask.sampling.sampler import FAR, Sampler
 
 
 def process(sampler: Sampler, photos: Sequence[Photo], targets: Mapping[str, Targets]) -> dict[str, list[Row]]:
-    """Mask the photos, write them, look at what was written; rows per photo."""
+    """Mask the photos, write them, re-detect what was written; rows per photo."""
     start = time.perf_counter()
     sampler.find_faces(photos)
     with_faces = [photo for photo in photos if photo.faces]
     clean = [(photo.image, face) for photo in with_faces for face in photo.faces]
     rows: dict[str, list[Row]] = {p.name: [{"photo": p.name, "status": "no face"}] for p in photos if not p.faces}
     if clean:
-        before = sampler.look_at(clean, [photo.name for photo in with_faces for _ in photo.faces])
+        before = sampler.measure(clean, [photo.name for photo in with_faces for _ in photo.faces])
         sampler.masker.wear(with_faces)
         for photo in with_faces:
             rows[photo.name] = write(sampler, photo, targets[photo.name])
@@ -87,7 +87,7 @@ def score(
     ]
     positions = [i for i, (_, face) in enumerate(again) if face is not None]
     names = [flat[i]["photo"] for i in positions]
-    after = sampler.look_at([again[i] for i in positions], names) if positions else ({}, {})  # type: ignore[misc]
+    after = sampler.measure([again[i] for i in positions], names) if positions else ({}, {})  # type: ignore[misc]
     for i, row in enumerate(flat):
         row["face_found_after"] = int(again[i][1] is not None)
         for name, values in logits.items():

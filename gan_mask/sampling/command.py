@@ -35,7 +35,7 @@ BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (m
 
 
 def sample(c: SampleConfig) -> list[Row]:
-    """Write OUT, or go on with what is there; the rows of results.csv. It prints the summary.
+    """Write OUT, or resume what is there; the rows of results.csv. It prints the summary.
 
     GanMaskError for wrong options; photos that cannot be read or written are rows that say so.
     """
@@ -106,7 +106,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def settings(c: SampleConfig, sampler: Sampler) -> dict[str, Any]:
-    """What the outputs depend on; the same settings go on with what is in OUT."""
+    """What the outputs depend on; the same settings resume what is in OUT."""
     told = {k: v for k, v in flat(c).items() if k not in ("out", "device", "batch_size", "show")}
     told |= {"faces": str(Path(c.faces).resolve())}
     if c.method == "generator":

@@ -119,7 +119,7 @@ def _is_ours(path: Path) -> bool:
 
 
 class Journal:
-    """Finished photos in OUT, so that an interrupted run can go on. One JSON line each; the first is the settings."""
+    """Finished photos in OUT, so that an interrupted run can resume. One JSON line each; the first is the settings."""
 
     def __init__(self, folder: Path, source: Path, settings: dict[str, Any]) -> None:
         self.path, self.folder, self.source = folder / JOURNAL, folder, source
@@ -128,7 +128,7 @@ class Journal:
         before = lines[0] if lines and isinstance(lines[0], dict) else {}
         if changed := run_record.differences(before, settings):
             if len(lines) > 1:
-                print(f"{folder}: all photos are masked anew, because of {'; '.join(changed.values())}")
+                print(f"{folder}: all photos are masked again, because of {'; '.join(changed.values())}")
         else:
             self.entries = {line["photo"]: line for line in lines[1:]}
         with files.replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as f:
@@ -157,7 +157,7 @@ class Journal:
     def add(self, rows: dict[str, list[Row]]) -> None:
         for name, found in rows.items():
             self.entries[name] = {"photo": name, "version": self._version(name), "rows": found}
-        # A batch in one write: a killed run then goes on with the batches, and so the bits, of an uninterrupted one.
+        # A batch in one write: a killed run then resumes with the batches, and so the bits, of an uninterrupted one.
         with open(self.path, "ab") as f:
             f.write("".join(json.dumps(self.entries[name]) + "\n" for name in rows).encode())
 

@@ -1,4 +1,4 @@
-"""One photo in code: masked as the command masks a folder of them."""
+"""Mask one photo in code, as the command masks a folder of them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class MaskedPhoto:
     def save(self, path: str | Path) -> None:
         """Write the masked photo, marked as synthetic (`python -m gan_mask.provenance` reads the mark).
 
-        The ending of `path` (.jpg, .png, .tif, .webp) decides about the format. Camera data and colour profile are
+        The suffix of `path` (.jpg, .png, .tif, .webp) decides the format. Camera data and colour profile are
         kept; place, owner and device numbers are not. GanMaskError where no face is masked, for a format that holds no
-        mark, and rather than to overwrite the original; OSError for a full disk.
+        mark, and where it would overwrite the original. OSError for a full disk.
         """
         path = Path(path)
         names = dict.fromkeys(face.template for face in self.faces if face.template)
@@ -68,10 +68,10 @@ def mask_photo(
 ) -> MaskedPhoto:
     """Put masks on the faces of a photo, at its own size; the photo itself stays as it is.
 
-    photo: a file, a picture of Pillow's, or uint8 RGB (H, W, 3). template: what the masks show: a shipped template, a
+    photo: a file, a Pillow image, or uint8 RGB (H, W, 3). template: what the masks show: a shipped template, a
     photo, 'random', or 'match', for each face the shipped one that suits it best; by default the checkpoint's own, or
-    'match'. largest: only the largest face. seed: of the generator's noise and of random templates. finder: to load
-    its networks once for many photos. No face found: the result has none, and its image is the photo's.
+    'match'. largest: only the largest face. seed: of the generator's noise and of random templates. finder: pass one
+    to load its networks once for many photos. If no face is found, the result has none, and its image is the photo's.
     GanMaskError for a photo that cannot be read, and for other arrays.
     """
     device = next(generator.parameters()).device

@@ -90,7 +90,7 @@ def _window(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int,
 
 
 def print_old_copies(names: Sequence[str], out: Path) -> None:
-    """They are never removed: nobody knows what they are still wanted for."""
+    """They are never removed, since they may still be needed."""
     if names:
         shown = ", ".join(map(cli.printable, names[:10])) + (", ..." if len(names) > 10 else "")
         print(

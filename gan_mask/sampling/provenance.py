@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", action="store_true", help="one JSON object per file")
     cli.add_message_options(parser)
     args = parser.parse_args(argv)
-    with cli.ending("the same command starts anew"):
+    with cli.ending("the same command starts over"):
         return report(args.files, args.json)
 
 

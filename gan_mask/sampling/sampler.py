@@ -1,4 +1,4 @@
-"""Photos, and what finds, masks and judges their faces."""
+"""Photos, and what finds, masks and measures their faces."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Sampler:
             photo.faces = faces[:1] if self.largest else faces
 
     @torch.no_grad()
-    def look_at(
+    def measure(
         self, faces: Sequence[tuple[np.ndarray, Face]], names: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Embeddings (N, D) per embedder and mask logits (N,) per detector of faces in photos of these names."""

@@ -1,4 +1,4 @@
-"""What cameras do to photos, for the faces that are trained on: masks are to hold on poor photos, too."""
+"""What cameras do to photos, for the faces that are trained on: masks should work on poor photos, too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gan_mask.errors import GanMaskError
 
 
 class Photographed(Dataset[dict[str, Any]]):
-    """A prepared set whose faces have a camera's faults, `share` of them: set[i, mirrored, row].
+    """A prepared set whose faces have a camera's faults, a share `share` of them: set[i, mirrored, row].
 
     JPEG, noise, blur, gamma, low resolution, by albumentations; each row of the training (`Schedule`) has its own
     seed, so that a run that resumes sees the same. Landmarks stay where they are.

@@ -1,4 +1,4 @@
-"""Whether a face is real: the discriminator, and what it begins as."""
+"""The discriminator, which tells real faces from masked ones, and its initial weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make(width: int) -> nn.Module:
 class FaceDiscriminator(nn.Module):
     """Realism of faces (B, 3, H, W) in [0, 1] -> logits (B,), high for real: the shipped mask classifier, retrained.
 
-    One that begins with random weights is still at chance when a short training ends; this one tells seamless masks
+    One that starts with random weights is still at chance when a short training ends; this one tells seamless masks
     from faces after some hundred pictures. Mean and largest value of each feature: a smear is small, a tone is
     everywhere. Batch norms become part of their convolutions, so that no batch decides about a face.
     In float32 under autocast, too: R1 takes second derivatives.

@@ -21,7 +21,7 @@ SMALLEST_SCALE = 2.0**-10  # fp16 loss scale: 26 halvings from where it starts
 
 
 class Figures(NamedTuple):
-    """What a step is judged by."""
+    """What shows whether a step is sound."""
 
     terms: dict[str, float]  # means of the weighted losses
     g_norm: float  # of the generator's gradient, and of the discriminator's
@@ -57,24 +57,24 @@ def read(terms: Sequence[dict[str, Tensor]], norms: Sequence[Tensor], texture: T
 
 
 class Health:
-    """Looks at every step; raises GanMaskError when a sign has stayed for STOP steps."""
+    """Checks every step; raises GanMaskError when a sign has stayed for STOP steps."""
 
-    def __init__(self, judged: bool) -> None:
-        self.judged = judged  # whether the discriminator's opinion counts in the generator's loss
+    def __init__(self, adversarial: bool) -> None:
+        self.adversarial = adversarial  # whether the discriminator's logits count in the generator's loss
         self.streaks = {"generator": 0, "discriminator": 0, "texture": 0}
 
     @property
     def good(self) -> bool:
         return not any(self.streaks.values())
 
-    def look(self, figures: Figures) -> None:
+    def check(self, figures: Figures) -> None:
         self._count(
             "generator", figures.g_norm == 0,
             "no gradient reaches the generator ('g_norm' is 0), so that it learns nothing. "
             "Give a loss that has something to teach a weight above 0, such as --fidelity or --dodging",
         )  # fmt: skip
         loss = figures.terms["d_logistic"]
-        if self.judged:
+        if self.adversarial:
             self._count(
                 "discriminator", loss < SATURATED or figures.d_norm < VANISHED,
                 f"the discriminator is dead: 'd_logistic' is {loss:.2g}, its gradient's norm {figures.d_norm:.2g}, so "
@@ -103,7 +103,7 @@ class Health:
 def clip(
     accelerator: Any, networks: Iterable[nn.Module], optimizers: Iterable[Any], limits: Iterable[float]
 ) -> list[Tensor]:
-    """Clip the networks' gradients to `limits`; their norms of before.
+    """Clip the networks' gradients to `limits`; returns their norms before clipping.
 
     Under fp16 the optimisers step at once, one after the other: accelerate's scaler forgets both after either's step.
     It leaves out a step on a gradient that is not finite, and halves its scale.
@@ -157,7 +157,7 @@ def does_not_fit(c: TrainConfig, attempt: Callable[[int], Any]) -> GanMaskError:
     remedy = "not even a single face fits; use smaller --widths or fewer surrogates"
     if fits:
         parts = c.accumulate * math.ceil(c.batch_size / fits)
-        remedy = f"{fits} fits (tried). Go on with --batch_size {fits} --accumulate {parts}"
+        remedy = f"{fits} fits (tried). Resume with --batch_size {fits} --accumulate {parts}"
     return GanMaskError(f"the GPU's memory does not hold --batch_size {c.batch_size}; {remedy}")
 
 

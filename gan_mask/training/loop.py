@@ -80,7 +80,7 @@ def lost_process(error: RuntimeError) -> bool:
 
 
 def train(c: TrainConfig) -> None:
-    """Train, or go on with what --out holds. SIGTERM and Ctrl-C end it after the step, with a checkpoint."""
+    """Train, or resume what --out holds. SIGTERM and Ctrl-C end it after the step, with a checkpoint."""
     check(c)
     with stop_on_signals() as stop, ExitStack() as held:
         _train(c, stop, held)
@@ -179,7 +179,7 @@ def take_steps(
     stop: stop_on_signals,
 ) -> None:
     """From step `start` to the last, or to a signal; validations, logs and checkpoints when they are due."""
-    health, unsaved = Health(judged=c.realism > 0), False
+    health, unsaved = Health(adversarial=c.realism > 0), False
     stop.begin()
     for step in range(start, c.steps):
         scale_learning_rates(train_step.optimizers, c, step)
@@ -188,7 +188,7 @@ def take_steps(
 
         done = step + 1
         log.step(done, figures)
-        health.look(figures)
+        health.check(figures)
         if validation and (done % c.validate_every == 0 or done == c.steps):
             log.figures(done, validation.figures(ema), "val")
             log.picture(done, validation.picture(ema))
@@ -204,7 +204,7 @@ def take_steps(
 
 
 def launched(c: TrainConfig) -> tuple[TrainConfig, Accelerator]:
-    """The options with what accelerate is told by its launcher or environment; GanMaskError where that can not be."""
+    """The options with what accelerate is told by its launcher or environment; GanMaskError where that cannot be."""
     told = {name: os.environ.get(f"ACCELERATE_{name}", "") for name in ("GRADIENT_ACCUMULATION_STEPS", *ENGINES)}
     steps = told["GRADIENT_ACCUMULATION_STEPS"]
     if steps not in ("", str(c.accumulate)):
@@ -280,7 +280,7 @@ def clean_embeddings(
             part.unlink()
     kept = run_record.embeddings(path, len(photos))
     if kept is None:
-        raise GanMaskError(f"{path}: cannot be read; look at the disk, and run the same command again")
+        raise GanMaskError(f"{path}: cannot be read; check the disk, and run the same command again")
     return torch.from_numpy(kept)
 
 
@@ -365,5 +365,5 @@ class stop_on_signals:
         return bool(accelerator.reduce(flag, "sum").item())
 
     def goodbye(self, step: int) -> int:
-        print(f"stopped after step {step}, checkpoint written; run the same command again to go on", file=sys.stderr)
+        print(f"stopped after step {step}, checkpoint written; run the same command again to resume", file=sys.stderr)
         return 128 + (self.signal or signal.SIGTERM)

@@ -35,7 +35,7 @@ class TrainConfig:
         required=True,
     )
     out: str = option("", "run folder; running the same command again resumes it", required=True)
-    steps: int = option(20000, "optimiser steps in all", within=COUNT)
+    steps: int = option(20000, "train steps in all", within=COUNT)
     batch_size: int = option(32, "faces per process and micro-batch", within=Range(1, 65536))
     accumulate: int = option(1, "micro-batches per optimiser step", within=COUNT)
     seed: int = option(0, "of everything random", within=SEED)
@@ -44,18 +44,16 @@ class TrainConfig:
     )
     workers: int = option(2, "loader processes per training process", within=WORKERS)
 
-    embedders: tuple[str, ...] = option(
-        ("dlib",), "surrogate face recognisers", group="what the masks are made against, and of"
-    )
+    embedders: tuple[str, ...] = option(("dlib",), "surrogate face recognisers", group="surrogates and templates")
     detectors: tuple[str, ...] = option(("classifier",), "surrogate mask detectors")
-    far: float = option(1e-3, "false-accept rate of the thresholds to get below", within=RATE)
+    far: float = option(1e-3, "false-accept rate of the surrogates' thresholds", within=RATE)
     templates: tuple[str, ...] = option(
         ("match",),
         "mask templates to sample: names, or the groups faces, plain, cloth; match: of those that suit the wearer",
     )
 
     start: str = option(
-        "", "checkpoint to fine-tune: the generator begins with its weights, not with random ones", group="networks"
+        "", "checkpoint to fine-tune: the generator starts with its weights, not with random ones", group="networks"
     )
     widths: tuple[int, ...] = option((32, 64, 128), "generator's channels, one per resolution", within=WIDTHS)
     heads: tuple[str, ...] = option(FACE_HEADS, f"what the generator predicts, of {', '.join(HEADS)}")
@@ -72,14 +70,14 @@ class TrainConfig:
     )
     discriminator_width: int = option(
         0,
-        "discriminator's channels in its first layer, with random weights; 0: it begins as our mask classifier",
+        "discriminator's channels in its first layer, with random weights; 0: it starts as our mask classifier",
         within=Range(0, 1024),
     )
 
-    realism: float = option(0.1, "weight: discriminator's opinion", group="losses", within=WEIGHT)
+    realism: float = option(0.1, "weight: realism, the discriminator's logit", group="losses", within=WEIGHT)
     dodging: float = option(6.0, "weight: similarity to the wearer's photos above threshold", within=WEIGHT)
     undetected: float = option(0.3, "weight: mask logit", within=WEIGHT)
-    found: float = option(0.3, "weight: face logit, so that the face stays a face", within=WEIGHT)
+    found: float = option(0.3, "weight: face logit, so that the face is still found", within=WEIGHT)
     perceptual: float = option(0.0, "weight: LPIPS to the DM result (needs AlexNet's weights)", within=WEIGHT)
     fidelity: float = option(1.0, "weight: mean squared difference to the template's texture", within=WEIGHT)
     smooth: float = option(0.3, "weight: total variation of what the generator changes", within=WEIGHT)
@@ -107,9 +105,7 @@ class TrainConfig:
     discriminator_learning_rate: float = option(3e-4, "discriminator's, AdamW", within=LEARNING_RATE)
     warmup: int = option(50, "steps of linear warm-up", within=Range(0, 2**31 - 1))
     clip: float = option(1.0, "largest gradient norm", within=Range(above=0))
-    ema: float = option(
-        0.995, "decay of the averaged generator, which is the one that is kept", within=Range(0, below=1)
-    )
+    ema: float = option(0.995, "decay of the averaged generator, which is what is saved", within=Range(0, below=1))
 
     log_every: int = option(10, "steps between logged figures", group="logs and checkpoints", within=COUNT)
     validate_every: int = option(200, "steps between validations and image grids", within=COUNT)
@@ -146,9 +142,9 @@ EARLIER: dict[str, Any] = {"placement": "paper", "plausible": 0.0, "rough": 0.0,
 
 
 def of_today(processes: int, before: dict[str, Any]) -> dict[str, Any]:
-    """What a run was begun with, as a run is told today.
+    """The options that a run was started with, in today's form.
 
-    processes: of today, where those of then were not kept.
+    processes: today's number, for runs that did not record theirs.
     """
     told = values.to_dict(TrainConfig()) | EARLIER | {"processes": processes} | before
     if isinstance(told["heads"], str):  # one word, before heads became a list

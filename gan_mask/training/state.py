@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on exactly."""
+"""Checkpoints: everything a run needs to resume exactly."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def has_checkpoint(out: Path) -> bool:
 
 
 class State:
-    """Everything a run needs to go on exactly: networks, their average, optimisers, loss scaler, step.
+    """Everything a run needs to resume exactly: networks, their average, optimisers, loss scaler, step.
 
-    Randomness and the order of photos are functions of seed and step, so there is no state of theirs.
+    Randomness and the order of photos are functions of seed and step, so they have no state to save.
     One folder per checkpoint: state.safetensors, and state.json with its SHA-256. No pickle.
     """
 
@@ -112,7 +112,7 @@ class State:
                 print(f"resuming {folder}")
             return step
         if self._steps():
-            raise GanMaskError(f"{self.folder}: no checkpoint in it is usable; delete this folder to start anew")
+            raise GanMaskError(f"{self.folder}: no checkpoint in it is usable; delete this folder to start over")
         return 0
 
     def _check_keys(self, folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -48,7 +48,7 @@ class Masked(NamedTuple):
 
 @dataclass
 class TrainStep:
-    """One optimiser step: `accumulate` micro-batches, then both networks move."""
+    """One optimiser step: `accumulate` micro-batches, then both networks are updated."""
 
     c: TrainConfig
     accelerator: Accelerator
@@ -151,7 +151,7 @@ def mask(batch: Batch, net: nn.Module, c: TrainConfig) -> Masked:
 def discriminator_terms(batch: Batch, masked: Masked, discriminator: nn.Module, c: TrainConfig, r1: bool) -> Terms:
     """Real against generated. Real are unmasked faces.
 
-    With the paper's placement half of them wear a benign DM mask: its seam cannot be learned away.
+    With the paper's placement half of them wear a benign DM mask: no training can remove its seam.
     """
     wears_dm = (batch.draws.uniform(1, 1, 1) < 0.5) & (c.placement == "paper")
     real = torch.where(wears_dm, masked.dm, batch.faces).detach().requires_grad_(r1)

@@ -18,7 +18,7 @@ from gan_mask.training.options import TrainConfig
 
 
 class Validation:
-    """Joint success on fixed faces of the val split, on 8-bit crops, without detecting the face anew.
+    """Joint success on fixed faces of the val split, on 8-bit crops, without re-detecting the face.
 
     A quick guide while training; the figures to quote come from gan_mask.evaluation.
     """

@@ -1,4 +1,4 @@
-"""What fuzzing found, and nothing else than GanMaskError for it (fuzz.py goes on searching)."""
+"""What fuzzing found, and nothing else than GanMaskError for it (fuzz.py searches further)."""
 
 from __future__ import annotations
 

@@ -87,13 +87,13 @@ def test_a_dead_discriminator_ends_the_run_within_100_steps(fakes, prepared, tmp
 def test_a_saturated_discriminator_is_noticed_only_where_it_counts():
     terms = {"d_logistic": torch.full((4,), 0.001), "smooth": torch.ones(4)}
     texture = torch.rand(4, 3, 8, 8)
-    watch = health.Health(judged=False)
+    watch = health.Health(adversarial=False)
     for _ in range(3 * health.STOP):
-        watch.look(figures(terms, texture))
-    watch = health.Health(judged=True)
+        watch.check(figures(terms, texture))
+    watch = health.Health(adversarial=True)
     with pytest.raises(GanMaskError, match="d_logistic"):
         for _ in range(health.STOP):
-            watch.look(figures(terms, texture))
+            watch.check(figures(terms, texture))
 
 
 def test_a_flat_texture_ends_the_run_within_100_steps(fakes, prepared, tmp_path, capsys, monkeypatch):
@@ -112,18 +112,18 @@ def test_a_flat_texture_ends_the_run_within_100_steps(fakes, prepared, tmp_path,
 
 
 def test_plain_templates_are_flat_by_themselves():
-    watch = health.Health(judged=True)
+    watch = health.Health(adversarial=True)
     plain = torch.full((4, 3, 8, 8), 0.5)
     for _ in range(2 * health.STOP):
-        watch.look(figures({"d_logistic": torch.ones(4), "smooth": torch.ones(4)}, plain))
+        watch.check(figures({"d_logistic": torch.ones(4), "smooth": torch.ones(4)}, plain))
     assert watch.good
 
 
 def test_a_sign_that_passes_is_forgotten():
-    watch, good = health.Health(judged=True), torch.rand(4, 3, 8, 8)
+    watch, good = health.Health(adversarial=True), torch.rand(4, 3, 8, 8)
     for _ in range(4):
         for loss in [0.001] * (health.STOP - 1) + [1.0]:
-            watch.look(figures({"d_logistic": torch.full((4,), loss), "smooth": torch.ones(4)}, good))
+            watch.check(figures({"d_logistic": torch.full((4,), loss), "smooth": torch.ones(4)}, good))
     assert watch.good
 
 
