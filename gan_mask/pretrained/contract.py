@@ -57,7 +57,7 @@ def watch(network: nn.Module, name: str) -> None:
     at their losses.
     """
 
-    def check(module: nn.Module, arguments: Any, output: Any) -> None:
+    def refuse(module: nn.Module, arguments: Any, output: Any) -> None:
         answers = output if isinstance(output, tuple) else (output,)
         if any(answer.is_cuda and answer.requires_grad for answer in answers):
             return
@@ -65,7 +65,7 @@ def watch(network: nn.Module, name: str) -> None:
         if rows:
             raise NotFinite(name, rows)
 
-    network.register_forward_hook(check)
+    network.register_forward_hook(refuse)
 
 
 def _finite(answers: Sequence[Tensor]) -> list[bool]:
