@@ -54,8 +54,8 @@ def as_classifier(
     landmarks: [N,68,2] pixels of N faces, for batches of these N in their order; of one face, [1,68,2], for batches
         of any size of its pictures; or a callable, images [B,3,H,W] -> [B,68,2], asked at each call, without gradients.
     temperature: the logit of a person is (cosine - threshold) / (1 - threshold) / temperature, that of "other" is 0:
-        at temperature 1 the enrolled picture itself has 1. Its argmax is the most similar person if that cosine is at or
-        above the threshold (as float32), else 0, at any temperature.
+        at temperature 1 the enrolled picture itself has 1. At any temperature the argmax is the most similar person if
+        that cosine is at or above the threshold (as float32), else 0.
 
     GanMaskError for enrolled embeddings that are not [P,D] or not of unit length, a threshold or temperature out of
     range, landmarks of another shape or not finite; and at a call for images that are not [B,3,H,W] in [0,1], and for a

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -68,9 +67,9 @@ class Verifier(nn.Module):
         assert self.fixed is not None
         if len(self.fixed) not in (1, len(images)):
             raise GanMaskError(
-                f"landmarks: they are of {len(self.fixed)} faces in their order, but {len(images)} images came at once, "
-                f"and which is whose is unknown. Have the tool take all in one batch (batch_size={len(self.fixed)}), or "
-                "give landmarks of one face, or a callable images [B,3,H,W] -> landmarks [B,68,2]"
+                f"landmarks: these are of {len(self.fixed)} faces in their order, but {len(images)} images came at once; "
+                f"which is whose? Have the tool take all of them in one batch (batch_size={len(self.fixed)}), or give "
+                "landmarks of one face, or a callable images [B,3,H,W] -> landmarks [B,68,2]"
             )
         return self.fixed.expand(len(images), -1, -1)
 
@@ -88,5 +87,5 @@ def _check_enrolled(enrolled: Tensor) -> None:
 def _check_landmarks(landmarks: Tensor, count: int, what: str) -> None:
     if landmarks.shape != (count, 68, 2) or not count:
         raise GanMaskError(f"{what}: [{count or 'B'},68,2] expected, got {list(landmarks.shape)}")
-    if not math.isfinite(float(landmarks.sum())):
+    if not bool(landmarks.isfinite().all()):
         raise GanMaskError(f"{what}: NaN or infinity among them; was a face not found?")
