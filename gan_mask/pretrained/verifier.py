@@ -67,7 +67,7 @@ class Verifier(nn.Module):
         assert self.fixed is not None
         if len(self.fixed) not in (1, len(images)):
             raise GanMaskError(
-                f"landmarks: these are of {len(self.fixed)} faces in their order, but {len(images)} images came at once; "
+                f"landmarks: these are of {len(self.fixed)} faces in their order, but {len(images)} images came; "
                 f"which is whose? Have the tool take all of them in one batch (batch_size={len(self.fixed)}), or give "
                 "landmarks of one face, or a callable images [B,3,H,W] -> landmarks [B,68,2]"
             )
