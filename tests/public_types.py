@@ -85,8 +85,8 @@ def geometry(faces: Tensor, landmarks: Tensor) -> None:
 
 
 def pretrained_networks(faces: Tensor, landmarks: Tensor) -> None:
-    assert_type(load_embedder("dlib")(faces, landmarks), Tensor)
     embedder = load_embedder("dlib")
+    assert_type(embedder(faces, landmarks), Tensor)
     assert_type(as_classifier(embedder, embedder(faces, landmarks), 0.9, landmarks)(faces), Tensor)
     as_classifier(embedder, embedder(faces, landmarks), 0.9, lambda images: landmarks.expand(len(images), -1, -1))
     assert_type(load_detector("classifier")(faces), tuple[Tensor, Tensor])

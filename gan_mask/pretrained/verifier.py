@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ class Verifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = (self.cosines(images) - self.below) / self.unit
         return F.pad(logits, (1, 0))
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's own is untyped
 
     def cosines(self, images: Tensor) -> Tensor:
         """Of each image with each enrolled person: [B,3,H,W] in [0,1] -> [B,P]."""
