@@ -147,6 +147,7 @@ def test_a_callable_finds_the_landmarks_of_parts_and_duplicates(people: People) 
         ({"threshold": 1.0}, "threshold"),
         ({"threshold": torch.nan}, "threshold"),
         ({"temperature": 0.0}, "temperature"),
+        ({"landmarks": np.zeros((1, 68, 2), np.float32)}, "landmarks: a tensor .*from_numpy"),
         ({"landmarks": torch.zeros(68, 2)}, "landmarks: .*68,2"),
         ({"landmarks": torch.zeros(0, 68, 2)}, "landmarks: .*68,2"),
         ({"landmarks": torch.full((1, 68, 2), torch.inf)}, "landmarks: NaN or infinity"),
@@ -179,7 +180,7 @@ def test_people_enrolled_with_another_network_are_refused() -> None:
 
 
 def test_a_callable_that_finds_nothing_is_named() -> None:
-    for found in (torch.zeros(2, 68, 2), torch.full((1, 68, 2), torch.nan)):
+    for found in (torch.zeros(2, 68, 2), torch.full((1, 68, 2), torch.nan), np.zeros((1, 68, 2))):
         with pytest.raises(GanMaskError, match=r"landmarks\(images\)"):
             as_classifier(FirstPixel(), torch.eye(3)[:1], 0.5, lambda _, found=found: found)(colours(1))
 

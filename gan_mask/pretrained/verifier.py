@@ -36,11 +36,11 @@ class Verifier(nn.Module):
         self.embedder, self.unit = embedder, (1 - threshold) * temperature
         # A pair at the threshold itself is accepted, but `argmax` gives a draw to "other", which stands first.
         self.below = float(np.nextafter(np.float32(threshold), np.float32(-2)))
-        self.finder = None if isinstance(landmarks, Tensor) else landmarks
-        if isinstance(landmarks, Tensor):
+        self.finder = landmarks if callable(landmarks) else None
+        if not callable(landmarks):
             _check_landmarks(landmarks, len(landmarks), "landmarks")
         self.register_buffer("enrolled", enrolled.detach().float().clone())
-        self.register_buffer("fixed", landmarks.detach().clone() if isinstance(landmarks, Tensor) else None)
+        self.register_buffer("fixed", None if callable(landmarks) else landmarks.detach().clone())
 
     def forward(self, images: Tensor) -> Tensor:
         logits = (self.cosines(images) - self.below) / self.unit
@@ -89,6 +89,8 @@ def _check_enrolled(enrolled: Tensor) -> None:
 
 
 def _check_landmarks(landmarks: Tensor, count: int, what: str) -> None:
+    if not isinstance(landmarks, Tensor):
+        raise GanMaskError(f"{what}: a tensor expected, got {type(landmarks).__name__}; torch.from_numpy makes one")
     if landmarks.shape != (count, 68, 2) or not count:
         raise GanMaskError(f"{what}: [{count or 'B'},68,2] expected, got {list(landmarks.shape)}")
     if not bool(landmarks.isfinite().all()):
