@@ -46,6 +46,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --no-deps 'torchattacks>=3.5'  # why so: docs/dependencies.md
 	@touch $@
 
 clean:

@@ -90,14 +90,14 @@ class FaceHead(nn.Module):
         super().__init__()
         deep, (rows, columns) = config.widths[-1], facespace.SHAPE
         self.points = nn.Conv2d(deep, 2 + 4, 3, padding=1)  # displacement, and light at twice the resolution
-        self.squeeze = nn.Conv2d(deep, 32, 1)
-        self.mix = nn.Linear(32 * rows * columns + 2 * facespace.COMPONENTS, 256)
-        self.whole = nn.Linear(256, (2 + 4) * rows * columns)  # what of the points depends on the whole face
-        last: list[nn.Conv2d | nn.Linear] = [self.points, self.whole]
+        last: list[nn.Conv2d | nn.Linear] = [self.points]
         self.appears = "appearance" in config.heads
         if self.appears:
+            self.squeeze = nn.Conv2d(deep, 32, 1)
+            self.mix = nn.Linear(32 * rows * columns + 2 * facespace.COMPONENTS, 256)
             self.appearance = nn.Linear(256, facespace.COMPONENTS)
-            last.append(self.appearance)
+            self.whole = nn.Linear(256, (2 + 4) * rows * columns)  # what of the points depends on the whole face
+            last += [self.appearance, self.whole]
         for layer in last:
             nn.init.normal_(layer.weight, std=1e-3)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # they have one
@@ -105,10 +105,12 @@ class FaceHead(nn.Module):
     def forward(self, deep: Tensor, template: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """deep (B, C, h, w), places (B, K) -> unbounded appearance, shape and light, as facespace.Bounds takes them."""
         deep = F.adaptive_avg_pool2d(deep, facespace.SHAPE)  # nothing to do at 72 x 96 texels and three widths
-        mixed = F.silu(self.mix(torch.cat([self.squeeze(deep).flatten(1), template, own], 1)))
-        points = self.points(deep) + self.whole(mixed).view(-1, 2 + 4, *facespace.SHAPE)
+        points, appearance = self.points(deep), torch.zeros_like(template)
+        if self.appears:
+            mixed = F.silu(self.mix(torch.cat([self.squeeze(deep).flatten(1), template, own], 1)))
+            points = points + self.whole(mixed).view(-1, 2 + 4, *facespace.SHAPE)
+            appearance = self.appearance(mixed)
         shape, light = points.split([2, 4], 1)
-        appearance = self.appearance(mixed) if self.appears else torch.zeros_like(template)
         return appearance.float(), shape.float(), F.pixel_shuffle(light, 2).float()
 
 
@@ -166,13 +168,13 @@ class TextureUNet(nn.Module):
 
     def completed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """A generator's state, with what older face heads did not have: zeros, which change nothing."""
-        if self.face is None or "net.face.points.weight" not in weights or "net.face.whole.weight" in weights:
+        before = weights.get("net.face.mix.weight")
+        if self.face is None or not self.face.appears or before is None or "net.face.whole.weight" in weights:
             return weights
-        state = {f"net.face.{name}": torch.zeros_like(value) for name, value in self.face.state_dict().items()}
-        if (mix := weights.get("net.face.mix.weight")) is not None:  # it knew the template's place alone
-            state["net.face.mix.weight"][:, : mix.shape[1]] = mix
-            weights = {name: value for name, value in weights.items() if name != "net.face.mix.weight"}
-        return state | weights
+        mix = torch.zeros_like(self.face.mix.weight)
+        mix[:, : before.shape[1]] = before  # it knew the template's place alone
+        whole = {f"net.face.whole.{name}": torch.zeros_like(v) for name, v in self.face.whole.state_dict().items()}
+        return weights | {"net.face.mix.weight": mix} | whole
 
     def _retouch(self, texture: Tensor, skips: list[Tensor], z: Tensor) -> Tensor:
         c, x = self.config, skips[-1]

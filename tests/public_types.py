@@ -29,7 +29,7 @@ from gan_mask import (
 )
 from gan_mask.data.prepare import prepare
 from gan_mask.harden.command import harden
-from gan_mask.pretrained import load_detector, load_embedder, load_perceptual
+from gan_mask.pretrained import as_classifier, load_detector, load_embedder, load_perceptual
 
 
 def masked_faces(faces: Tensor, landmarks: Tensor, templates: Tensor) -> None:
@@ -85,7 +85,10 @@ def geometry(faces: Tensor, landmarks: Tensor) -> None:
 
 
 def pretrained_networks(faces: Tensor, landmarks: Tensor) -> None:
-    assert_type(load_embedder("dlib")(faces, landmarks), Tensor)
+    embedder = load_embedder("dlib")
+    assert_type(embedder(faces, landmarks), Tensor)
+    assert_type(as_classifier(embedder, embedder(faces, landmarks), 0.9, landmarks)(faces), Tensor)
+    as_classifier(embedder, embedder(faces, landmarks), 0.9, lambda images: landmarks.expand(len(images), -1, -1))
     assert_type(load_detector("classifier")(faces), tuple[Tensor, Tensor])
     assert_type(load_perceptual()(faces, faces), Tensor)
     load_embedder("dlib")(faces)  # type: ignore[call-arg]  # without landmarks

@@ -192,7 +192,7 @@ def test_an_attack_names_the_photo_of_a_face_that_is_left(moody: None) -> None:
     work = attack._begin(FACES, POINTS, torch.full((5, 3, 24, 32), 0.5))
     attack._begin = lambda *inputs: work.keep(torch.tensor([True, False, True, False, False]))  # type: ignore[method-assign]
     with pytest.raises(contract.NotFinite, match="moody: .* infinity for c"), contract.naming("abcde"):
-        attack(FACES, POINTS, torch.full((1, 3, 24, 32), 0.5))
+        attack.apply(FACES, POINTS, torch.full((1, 3, 24, 32), 0.5))
 
 
 def test_calibration_and_training_name_network_and_photo(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import functools
+import importlib.util
 import json
 import re
 import runpy
@@ -79,6 +80,7 @@ VALUES = {
     "FILE...": "FILE",
 }
 DLIB_PREDICTOR = dlib.shape_predictor
+ATTACK_TOOLS = ("art", "foolbox", "torchattacks")  # of others, to be imported; not everybody has them
 OTHERS = {"curl", "export"}  # programs of others, shown without anything of ours
 
 
@@ -362,8 +364,15 @@ def test_its_python_runs_as_it_stands(page: Path, desk: Path, prepared: Path) ->
     from gan_mask.data import PreparedSet
 
     first = PreparedSet(prepared, "test")[0]
+    names = {"faces": first["face"][None], "landmarks": first["landmarks"][None]}  # and what blocks above defined
+    absent = [tool for tool in ATTACK_TOOLS if importlib.util.find_spec(tool) is None]
+    left_out = 0
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
-        names = {"faces": first["face"][None], "landmarks": first["landmarks"][None]}
+        if any(re.search(rf"^(import|from) {tool}\b", block, re.MULTILINE) for tool in absent):
+            left_out += 1
+            continue
         exec(block, names)
         if page == README:
-            assert names["masked"].shape == (1, 3, 160, 160) and bool((names["masked"] != names["face"]).any())
+            assert names["masked"].image.dtype == "uint8" and len(names["masked"].faces) == 1
+    if left_out:
+        pytest.skip(f"all but {left_out} examples ran; those need {', '.join(absent)} (docs/dependencies.md)")

@@ -153,7 +153,7 @@ def test_heads_are_a_list_and_what_they_do_not_name_is_off() -> None:
 
     assert generator_config({"heads": "both"}).heads == ("filter", "residual")  # as checkpoints of before say
     only = Generator(GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16), heads=("shape",)))
-    assert only.net.bounds == (0.0, 0.05, 0.0)
+    assert only.net.bounds == (0.0, 0.08, 0.0)
     mixed = Generator(
         GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16), heads=("appearance", "residual"))
     )

@@ -13,7 +13,7 @@ def test_training_runs_without_any_optional_package(prepared, tmp_path):
     script.write_text(BLOCK + LAUNCH.format(repository=str(REPOSITORY), tests=str(REPOSITORY / "tests")))
     command = [sys.executable, str(script), "--data", str(prepared), "--out", str(tmp_path / "run"), "--steps", "2"]
     command += "--embedders fake --detectors fake --widths 8 16 --discriminator_width 8 --batch_size 4".split()
-    command += "--workers 0 --warmup 1 --validation_faces 4 --templates faces plain".split()
+    command += "--workers 0 --warmup 1 --validation_faces 4 --templates faces plain --camera 0".split()
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, timeout=300
     )

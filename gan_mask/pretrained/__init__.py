@@ -1,4 +1,4 @@
-"""Third-party networks behind one small protocol; only these three functions turn names into objects."""
+"""Third-party networks behind one small protocol; only its load_ functions turn names into objects."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from gan_mask.pretrained.perceptual import Perceptual
     from gan_mask.pretrained.protocol import Detector, Embedder
+    from gan_mask.pretrained.verifier import Landmarks, Verifier
 
 T = TypeVar("T", bound="torch.nn.Module")
 
@@ -35,6 +36,35 @@ def load_perceptual(device: str | torch.device = "cpu") -> Perceptual:
     network = load()
     contract.watch(network, network.name)
     return network.to(device)
+
+
+def as_classifier(
+    embedder: Embedder,
+    enrolled: torch.Tensor,
+    threshold: float,
+    landmarks: Landmarks,
+    temperature: float = 1.0,
+) -> Verifier:
+    """The recogniser's decision as a classifier: images [B,3,H,W] in [0,1] -> logits [B,1+P], "other" and P people.
+
+    A plain, differentiable `nn.Module`, as ART, foolbox and torchattacks take one. With one person: [other, same].
+
+    enrolled: [P,D], an embedding of unit length per person, made with `embedder`.
+    threshold: cosine from which on two faces count as one person, such as embedder.threshold(0.001).
+    landmarks: [N,68,2] pixels of N faces, for batches of these N in their order; of one face, [1,68,2], for batches
+        of any size of its pictures; or a callable, images [B,3,H,W] -> [B,68,2], asked at each call, without gradients.
+    temperature: the logit of a person is (cosine - threshold) / (1 - threshold) / temperature, that of "other" is 0:
+        at temperature 1 the enrolled picture itself has 1. At any temperature the argmax is the most similar person if
+        that cosine is at or above the threshold (as float32), else 0.
+
+    GanMaskError for enrolled embeddings that are not [P,D] or not of unit length, a threshold or temperature out of
+    range, landmarks of another shape or not finite; and at a call for images that are not [B,3,H,W] in [0,1], and for a
+    batch of another size than that of fixed landmarks: whose are they? Tools that split, filter or repeat a batch need
+    it whole (their batch_size) or a callable. A batch of N in another order cannot be told from the right one.
+    """
+    from gan_mask.pretrained.verifier import Verifier
+
+    return Verifier(embedder, enrolled, threshold, landmarks, temperature)
 
 
 def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
