@@ -323,7 +323,7 @@ def test_a_whole_run(evaluated, prepared):
     assert not list(out.rglob("*.tmp"))
 
 
-def test_the_same_options_in_code_go_on_with_the_commands_folder(evaluated, fakes, prepared, monkeypatch):
+def test_the_same_options_in_code_resume_with_the_commands_folder(evaluated, fakes, prepared, monkeypatch):
     out, report, _ = evaluated
     monkeypatch.setattr(run, "write_masked", None)  # nothing is left to do
     found = evaluate(
@@ -434,7 +434,7 @@ def settle(report: dict) -> dict:
     return {k: v for k, v in report.items() if k != "command"}
 
 
-def test_the_same_command_again_goes_on_and_ends_with_the_same_report(
+def test_the_same_command_again_resumes_and_ends_with_the_same_report(
     evaluated, fakes, prepared, tmp_path, monkeypatch
 ):
     out = tmp_path / "report"

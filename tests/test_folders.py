@@ -245,7 +245,7 @@ def test_a_prepared_set_belongs_to_the_photos_that_it_was_made_from(photos, tmp_
     assert status(prepare, argv) == 0
 
 
-def test_what_other_code_made_is_made_anew_and_said(photos, fakes, tmp_path, monkeypatch, capsys):
+def test_what_other_code_made_is_made_again_and_said(photos, fakes, tmp_path, monkeypatch, capsys):
     argv = ["--faces", str(photos), "--out", str(tmp_path / "out"), "--method", "dm", "--embedders", "fake"]
     argv += ["--detectors", "fake"]
     for _ in range(2):
@@ -257,7 +257,7 @@ def test_what_other_code_made_is_made_anew_and_said(photos, fakes, tmp_path, mon
     assert "masked again, because of another version of the code, 1 -> 2" in said and "done before" not in said
 
 
-def test_an_evaluation_from_before_goes_on_wherever_its_set_lies_until_the_code_is_another(
+def test_an_evaluation_from_before_resumes_wherever_its_set_lies_until_the_code_is_another(
     prepared, fakes, tmp_path, monkeypatch, capsys
 ):
     real, calls = run._do, []

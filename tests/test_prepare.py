@@ -365,7 +365,7 @@ def test_killed_and_resumed_is_the_same(
     assert content(dst) == content(finished)
 
 
-def test_ctrl_c_says_how_to_go_on(people: Path, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_resume(people: Path, tmp_path: Path) -> None:
     command = [*COMMAND, str(people), str(tmp_path / "set"), "--workers", "2"]
     process = subprocess.Popen(
         command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -265,7 +265,7 @@ def test_the_overview_shows_the_faces(masked: Path) -> None:
         assert len(image.getcolors(1 << 24) or []) > 1000
 
 
-def test_measures_agree_with_an_independent_look_at_the_files(
+def test_measures_agree_with_an_independent_measurement_of_the_files(
     run: Run, masked: Path, photos: Path, tmp_path: Path
 ) -> None:
     """Similarity and mask logits, recomputed from the two files with the finder's own faces."""
@@ -457,7 +457,7 @@ def test_another_network_under_the_same_name_is_noticed(
     assert [row["similarity_fake"] for row in table(out)] != before
 
 
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_resumes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = small_folder(tmp_path, *PEOPLE[:3]), tmp_path / "out"

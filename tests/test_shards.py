@@ -83,7 +83,7 @@ def test_faces_are_shuffled_when_they_are_written(sharded: Path) -> None:
     assert (identities[1:] == identities[:-1]).mean() < 0.2  # 2 of 3 in the prepared set
 
 
-def test_writing_is_deterministic_and_goes_on_where_it_was(
+def test_writing_is_deterministic_and_resumes_where_it_was(
     prepared: Path, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, describe = contents(sharded), shards._describe
@@ -230,7 +230,7 @@ def two_processes(script: Path, *arguments: object) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_see_disjoint_parts_and_go_on_exactly(sharded: Path, tmp_path: Path) -> None:
+def test_two_processes_see_disjoint_parts_and_resume_exactly(sharded: Path, tmp_path: Path) -> None:
     script = tmp_path / "watch.py"
     script.write_text(WATCH.format(repository=str(REPOSITORY)))
     seen = {}
@@ -279,7 +279,7 @@ def test_training_on_shards_resumes_bit_for_bit(fakes: None, sharded: Path, tmp_
     assert whole.keys() == cut.keys() and all(torch.equal(whole[k], cut[k]) for k in whole)
 
 
-def test_moving_a_run_from_the_set_to_its_shards_computes_clean_embeddings_anew(
+def test_moving_a_run_from_the_set_to_its_shards_computes_clean_embeddings_again(
     fakes: None, prepared: Path, sharded: Path, tmp_path: Path
 ) -> None:
     """The shards have another order; the old embeddings would be other people's."""

@@ -142,7 +142,7 @@ def test_a_run_killed_between_join_and_clean_up_leaves_nothing(fakes, prepared, 
     assert joined.is_file() and not part.exists()
 
 
-def test_a_compiled_run_goes_on_without_the_compiler(fakes, prepared, tmp_path, monkeypatch):
+def test_a_compiled_run_resumes_without_the_compiler(fakes, prepared, tmp_path, monkeypatch):
     """accelerate launch --dynamo_backend; this one has all of torch.compile but the C++ compiler."""
     options = ["--r1_every", "1"]  # R1 differentiates twice
     with monkeypatch.context() as patch:
@@ -162,7 +162,7 @@ def test_a_compiled_run_goes_on_without_the_compiler(fakes, prepared, tmp_path, 
         assert (ours - theirs).norm() < 0.3 * theirs.norm()
 
 
-def test_a_run_from_before_an_option_existed_goes_on(fakes, prepared, tmp_path):
+def test_a_run_from_before_an_option_existed_resumes(fakes, prepared, tmp_path):
     run(prepared, tmp_path / "run", "--steps", "2")
     path = tmp_path / "run" / "train.json"
     options = json.loads(path.read_text())

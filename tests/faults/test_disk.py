@@ -48,7 +48,7 @@ def whole(out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("options", ["size=1500k", "size=9m,nr_inodes=30"])
-def test_training_on_a_full_disk_goes_on_when_there_is_room(options, mount, fakes, prepared, tmp_path, capsys):
+def test_training_on_a_full_disk_resumes_when_there_is_room(options, mount, fakes, prepared, tmp_path, capsys):
     out, given = mount(options) / "run", ("--steps", "12", "--keep", "9")
     complaint = error(capsys, "--data", str(prepared), "--out", str(out), *TINY, *given)
     assert "No space left" in complaint and "run the same command again" in complaint and "Traceback" not in complaint

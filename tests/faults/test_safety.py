@@ -163,7 +163,7 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_download_goes_on_where_it_broke_off(address: str, tmp_path: Path) -> None:
+def test_a_download_resumes_where_it_broke_off(address: str, tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
     with pytest.raises(OSError, match="ended after"):
         weights.download(f"{address}/short", path, SHA256)
