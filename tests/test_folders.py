@@ -246,6 +246,7 @@ def test_a_prepared_set_belongs_to_the_photos_that_it_was_made_from(photos, tmp_
 
 
 def test_what_other_code_made_is_made_again_and_said(photos, fakes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(run_record.CODE, "masked photos", 1)
     argv = ["--faces", str(photos), "--out", str(tmp_path / "out"), "--method", "dm", "--embedders", "fake"]
     argv += ["--detectors", "fake"]
     for _ in range(2):
@@ -260,6 +261,7 @@ def test_what_other_code_made_is_made_again_and_said(photos, fakes, tmp_path, mo
 def test_an_evaluation_from_before_resumes_wherever_its_set_lies_until_the_code_is_another(
     prepared, fakes, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setitem(run_record.CODE, "evaluation", 2)  # which folders of before the record had
     real, calls = run._do, []
     monkeypatch.setattr(run, "_do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
     argv = ["--out", str(tmp_path / "out"), "--methods", "dm", "--surrogates", "fake", "--detectors", "fake"]
