@@ -22,7 +22,6 @@ from gan_mask.files import read_safetensors
 
 BASIS = Path(__file__).parent / "assets" / "lower_faces.safetensors"  # data_prep/make_basis.py
 COMPONENTS = 80
-SMOOTHINGS = 1
 SHAPE = (9, 12)  # control points of the displacement, and twice as many of the light, at 72 x 96 texels
 
 
@@ -119,10 +118,8 @@ def displaced(texture: Tensor, by: Tensor) -> Tensor:
 
 
 def _averaged(points: Tensor) -> Tensor:
-    """Control points (B, C, ...), each the mean of its 3 x 3 neighbourhood, SMOOTHINGS times over."""
-    for _ in range(SMOOTHINGS):
-        points = F.avg_pool2d(F.pad(points, [1] * 4, mode="replicate"), 3, 1)
-    return points
+    """Control points (B, C, ...), each the mean of its 3 x 3 neighbourhood."""
+    return F.avg_pool2d(F.pad(points, [1] * 4, mode="replicate"), 3, 1)
 
 
 def _smooth(points: Tensor, size: tuple[int, int]) -> Tensor:

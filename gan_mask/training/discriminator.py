@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, fx, nn
 
 from gan_mask.networks import Discriminator
 from gan_mask.pretrained import classifier
 from gan_mask.pretrained.protocol import resize
+from gan_mask.pretrained.streamline import streamline
 
 
 def make(width: int) -> nn.Module:
@@ -29,7 +29,8 @@ class FaceDiscriminator(nn.Module):
         super().__init__()
         net = classifier.load().net
         assert isinstance(net, classifier.MaskClassifierNet)
-        self.features = _without_norms(net.features).requires_grad_()
+        self.features = streamline(fx.symbolic_trace(net.features)).requires_grad_()
+        self.features.delete_all_unused_submodules()  # the batch norms, which nothing passes through any more
         self.head = nn.Linear(2 * 160, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -39,16 +40,3 @@ class FaceDiscriminator(nn.Module):
         with torch.autocast(faces.device.type, enabled=False):
             features = self.features((resize(faces.float(), classifier.SIZE, classifier.SIZE) - 0.5) * 4)
             return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)).squeeze(1)
-
-
-def _without_norms(layers: nn.Module) -> nn.Module:
-    """In place, in a network in eval mode: batch norms become part of the convolutions right before them."""
-    before: tuple[str, nn.Module] | None = None
-    for name, layer in list(layers.named_children()):
-        if isinstance(layer, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
-            setattr(layers, before[0], fuse_conv_bn_eval(before[1], layer))
-            setattr(layers, name, nn.Identity())
-        else:
-            _without_norms(layer)
-        before = (name, layer)
-    return layers
