@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gan_mask import attacks, cli, evaluation, files, pretrained, run_record, templates, weights
@@ -16,10 +17,10 @@ from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.cli.methods import flat, parse_with_attack
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import appearance, gate, groups, large_photos, output, page, realism
+from gan_mask.evaluation import appearance, folders, gate, groups, large_photos, output, page, realism
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.options import EvaluationConfig, check
-from gan_mask.evaluation.protocol import choose_probes, spread
+from gan_mask.evaluation.protocol import Probes, choose_probes, spread
 from gan_mask.evaluation.rates import Sets
 from gan_mask.evaluation.report import Report, cost_of, figures_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
@@ -65,6 +66,8 @@ def run(c: EvaluationConfig) -> Report | None:
         if state.is_main_process:
             held.enter_context(files.locked(a.experiment.out))
             open_folder(a.experiment.out, settings_of(a), list(attacks.METHODS))
+            if c.save_probes:
+                folders.save_probes(a.experiment.photos, a.experiment.probes.index, Path(c.save_probes))
         state.wait_for_everyone()
         work(a.experiment, state.process_index, state.num_processes)
         state.wait_for_everyone()
@@ -90,6 +93,7 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
     device = str(state.device)
     photos = PreparedSet(c.data, c.split)
     probes = choose_probes(photos, c.probes, c.seed)
+    given = pictures_of(c, photos, probes)
 
     # What is measured, and with which networks
     checkpoint = checkpoint_of(c)
@@ -99,7 +103,7 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
     sets: Sets = {title: networks for title, networks in named.items() if any(networks)}
     perceptual, missing = _perceptual(device) if c.naturalness else (None, None)
     trained = (realism.TRAINED if perceptual else realism.SMALL) if c.naturalness else None
-    limits = [gate.parse(text, sets, c.methods, trained) for text in c.require]
+    limits = [gate.parse(text, sets, [folders.name_of(m) for m in c.methods], trained) for text in c.require]
     embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
     surrogate, held_out = (
@@ -115,7 +119,7 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
     calibration = thresholds_of(c, embedders, clean)
 
     # The methods, the optimised ones against the surrogates
-    methods = methods_of(c, generator, shape, calibration, embedders, detectors)
+    methods = methods_of(c, given, generator, shape, calibration, embedders, detectors)
     changed = spread(probes.identity, c.changed_probes, c.seed)
     experiment = Experiment(
         Path(c.out), photos, probes, methods, bank, texture_size, c.harmonise, embedders, detectors, changed,
@@ -124,14 +128,22 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
     return Assembled(c, experiment, sets, shape, clean, calibration, limits, perceptual, missing)
 
 
+def pictures_of(c: EvaluationConfig, photos: PreparedSet, probes: Probes) -> dict[str, folders.Folder]:
+    """By name: what other tools made of the probes, with a word on pictures of nobody among them."""
+    given = [found for found in map(folders.parse, dict.fromkeys(c.methods)) if found]
+    names = folders.names_of(photos, probes.index) if given else []
+    return {name: folders.open_folder(name, path, names) for name, path in given}
+
+
 def methods_of(
     c: EvaluationConfig,
+    given: Mapping[str, folders.Folder],
     generator: Generator | None,
     shape: GeneratorConfig,
     calibration: Mapping[str, dict[str, Any]],
     embedders: Mapping[str, Any],
     detectors: Mapping[str, Any],
-) -> dict[str, attacks.Method]:
+) -> dict[str, attacks.Method | folders.Folder]:
     """By name; 'none', which all are set against, comes first."""
     surrogates = Surrogates(
         [embedders[name] for name in c.surrogates],
@@ -140,10 +152,12 @@ def methods_of(
     )
     options = c.attack.within(c.seed, c.placement, shape.softness)
     return {
-        name: attacks.method(
+        name: given[name]
+        if name in given
+        else attacks.method(
             name, generator, surrogates, replace(options, placement="paper") if name == "dm" else options
         )
-        for name in dict.fromkeys(["none", *c.methods])
+        for name in dict.fromkeys(["none", *map(folders.name_of, c.methods)])
     }
 
 
@@ -163,6 +177,7 @@ def report_of(a: Assembled) -> Report:
         figures["lfw"] = lfw_accuracy(c, c.pairs, e.embedders, e.device)
 
     # Looks
+    figures["notes"] += notes_on_folders(e, costs)
     landmarks = torch.stack([e.photos.landmarks(int(i)) for i in probes.index])
     appearances = appearance.measure_all(paths, landmarks.numpy())
     figures["looks"] = {name: appearance.table(values, probes.identity) for name, values in appearances.items()}
@@ -182,6 +197,22 @@ def report_of(a: Assembled) -> Report:
     output.write(e, figures, cost, seen, clean, changed, estimated, appearances)
     page.write(figures, cost, e.out)
     return Report(figures)
+
+
+def notes_on_folders(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """What is to be known of other tools' pictures, which are written to OUT as the probes are framed."""
+    notes = []
+    for name, folder in e.methods.items():
+        if not isinstance(folder, folders.Folder):
+            continue
+        if folder.surplus:
+            notes.append(f"{name}: {len(folder.surplus)} pictures of no probe left out: {folders.some(folder.surplus)}")
+        if folders.write_as_probes(folder, e.paths(name), costs[name]["places"], e.photos, e.probes.index):
+            notes.append(
+                f"{name}: its pictures do not frame the faces as the probes do, so looks were measured on faces cut "
+                "out of them; a folder of the untouched photos is the control"
+            )
+    return notes
 
 
 def naturalness_of(a: Assembled, perceptual: Perceptual, landmarks: torch.Tensor) -> dict[str, Any]:
@@ -247,6 +278,7 @@ def settings_of(a: Assembled) -> dict[str, Any]:
     """What the masked files and the networks' answers depend on; the same settings resume what is in OUT."""
     c, e, shape = a.c, a.experiment, a.shape
     free = {"out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device"}
+    free.add("save_probes")
     free.add("data")  # wherever it lies: its faces count
     values = {k: v for k, v in flat(c).items() if k not in free}
     values |= {"index": e.photos.fingerprint(), "networks": fingerprints(e.embedders, e.detectors)}
@@ -254,6 +286,7 @@ def settings_of(a: Assembled) -> dict[str, Any]:
     values |= {"generator_placement": shape.placement}
     if checkpoint := checkpoint_of(c):
         values["weights"] = [files.sha256(p) for p in sorted(checkpoint.rglob("*.safetensors"))]
+    values["folders"] = {name: m.digest() for name, m in e.methods.items() if isinstance(m, folders.Folder)}
     values["photos"] = {name: files.sha256(name) for name in c.templates if Path(name).is_file()}
     return run_record.inputs("evaluation", values)
 

@@ -11,7 +11,7 @@ import torch
 from gan_mask import attacks, values
 from gan_mask.data import SPLITS
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import gate
+from gan_mask.evaluation import folders, gate
 from gan_mask.masking import PlacementName
 from gan_mask.values import COUNT, RATE, SEED, Range, option
 
@@ -27,8 +27,8 @@ class EvaluationConfig:
         ("test",), "splits of identities to take probes from", required=True, metavar="SPLIT"
     )
     methods: tuple[str, ...] = option(
-        ("none", "plain", "dm", "dm-seamless", "generator"), f"of {KNOWN}", required=True,
-        shown="all but the optimised", metavar="METHODS",
+        ("none", "plain", "dm", "dm-seamless", "generator"), f"of {KNOWN}; or folder:NAME=DIR, what another "
+        "tool made of the probes, under their names", required=True, shown="all but the optimised", metavar="METHODS",
     )  # fmt: skip
     checkpoint: str | None = option(
         None, "generator: a folder with config.json and model.safetensors, or a run folder of train.py",
@@ -43,6 +43,9 @@ class EvaluationConfig:
     )
     harmonise: bool = option(False, "give templates the colours of the wearer's lower face first")
     probes: int = option(500, "most probes", within=COUNT)
+    save_probes: str | None = option(
+        None, "write the probes to this folder, too, as PNG files for other tools", shown="nowhere", metavar="DIR"
+    )
     seed: int = option(0, "of every random choice", within=SEED)
 
     surrogates: tuple[str, ...] = option(
@@ -103,9 +106,12 @@ def check(c: EvaluationConfig) -> None:
     values.check(c)
     if c.device != "cpu" and not torch.cuda.is_available():
         raise GanMaskError(f"--device {c.device}: this machine has no CUDA device; use --device cpu")
-    for name in c.methods:
-        if name not in attacks.METHODS:
-            raise GanMaskError(f"--methods: unknown method '{name}'; known: {KNOWN}")
+    for method in c.methods:
+        if not folders.parse(method) and method not in attacks.METHODS:
+            raise GanMaskError(f"--methods: unknown method '{method}'; known: {KNOWN}, folder:NAME=DIR")
+    named = [found[0] for found in map(folders.parse, dict.fromkeys(c.methods)) if found]
+    if len(set(named)) < len(named):
+        raise GanMaskError("--methods: two folders have one NAME; each needs its own")
     for name in (*c.split, c.threshold_split):
         if name not in SPLITS:
             raise GanMaskError(f"--split and --threshold-split: unknown split '{name}'; known: {', '.join(SPLITS)}")

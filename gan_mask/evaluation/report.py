@@ -175,7 +175,7 @@ def cost_of(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> dic
         "peak_memory_mb": round(memory),  # of the whole evaluation
         "methods": {
             name: {
-                "seconds_per_face": float(np.median(c["seconds"])),
+                "seconds_per_face": float(np.median(c["seconds"])) if "seconds" in c else None,  # of a folder: unknown
                 "iterations": interval(c["iterations"].astype(float), e.probes.identity, rate=False)
                 if "iterations" in c
                 else None,
