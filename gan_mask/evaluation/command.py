@@ -17,7 +17,7 @@ from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.cli.methods import flat, parse_with_attack
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import appearance, folders, gate, groups, large_photos, output, page, realism
+from gan_mask.evaluation import appearance, folders, gate, groups, large_photos, output, page, published, realism
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.options import EvaluationConfig, check
 from gan_mask.evaluation.protocol import Probes, choose_probes, spread
@@ -106,6 +106,8 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
     limits = [gate.parse(text, sets, [folders.name_of(m) for m in c.methods], trained) for text in c.require]
     embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
+    if c.protocol:
+        published.thresholds_of(c.protocol, embedders)  # GanMaskError before any work
     surrogate, held_out = (
         [*((n, embedders[n]) for n in e), *((n, detectors[n]) for n in d)] for e, d in named.values()
     )
@@ -206,7 +208,9 @@ def notes_on_folders(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]
         if not isinstance(folder, folders.Folder):
             continue
         if folder.surplus:
-            notes.append(f"{name}: {len(folder.surplus)} pictures of no probe left out: {folders.some(folder.surplus)}")
+            notes.append(
+                f"{name}: pictures of no probe left out, {len(folder.surplus)}: {folders.some(folder.surplus)}"
+            )
         if folders.write_as_probes(folder, e.paths(name), costs[name]["places"], e.photos, e.probes.index):
             notes.append(
                 f"{name}: its pictures do not frame the faces as the probes do, so looks were measured on faces cut "
@@ -278,7 +282,7 @@ def settings_of(a: Assembled) -> dict[str, Any]:
     """What the masked files and the networks' answers depend on; the same settings resume what is in OUT."""
     c, e, shape = a.c, a.experiment, a.shape
     free = {"out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device"}
-    free.add("save_probes")
+    free |= {"save_probes", "protocol"}
     free.add("data")  # wherever it lies: its faces count
     values = {k: v for k, v in flat(c).items() if k not in free}
     values |= {"index": e.photos.fingerprint(), "networks": fingerprints(e.embedders, e.detectors)}
@@ -298,6 +302,11 @@ def print_report(report: Report, c: EvaluationConfig) -> list[str]:
     for title, by_far in report.rates.items():
         print(f"\n{title}, thresholds at FAR {c.far:g}; per cent [95 % interval over identities]")
         print(output.table(by_far[f"{c.far:g}"]))
+    if part := figures.get("published"):
+        for title, by_far in part["rates"].items():
+            for far, both in by_far.items():
+                print(f"\n{title}, {part['protocol']}'s thresholds for FAR {far} and ours; per cent")
+                print(output.table(published.side_by_side(both)))
     print("\nlooks; bare faces: edge step 0, fine detail 1, skin tone difference 0, realism AUC 0.5")
     print(output.table(report.looks, factor=1, digits=2))
     if on_photos := figures.get("looks_on_photos"):

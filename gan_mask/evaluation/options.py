@@ -13,6 +13,7 @@ from gan_mask.data import SPLITS
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import folders, gate
 from gan_mask.masking import PlacementName
+from gan_mask.pretrained.thresholds import PUBLISHED
 from gan_mask.values import COUNT, RATE, SEED, Range, option
 
 KNOWN = ", ".join(attacks.METHODS)
@@ -69,6 +70,10 @@ class EvaluationConfig:
     stored_thresholds: bool = option(
         False, "take the thresholds stored with the networks, for sets with too few impostor pairs"
     )
+    protocol: str | None = option(
+        None, f"rates at the thresholds that these papers use, too: {', '.join(PUBLISHED)}", shown="none",
+        metavar="PROTOCOL",
+    )  # fmt: skip
 
     naturalness: bool = option(
         False, "realism AUC of a network trained for it (takes minutes) and, with AlexNet's weights, distances to DM "
@@ -112,6 +117,8 @@ def check(c: EvaluationConfig) -> None:
     named = [found[0] for found in map(folders.parse, dict.fromkeys(c.methods)) if found]
     if len(set(named)) < len(named):
         raise GanMaskError("--methods: two folders have one NAME; each needs its own")
+    if c.protocol is not None and c.protocol not in PUBLISHED:
+        raise GanMaskError(f"--protocol: unknown '{c.protocol}'; known: {', '.join(PUBLISHED)}")
     for name in (*c.split, c.threshold_split):
         if name not in SPLITS:
             raise GanMaskError(f"--split and --threshold-split: unknown split '{name}'; known: {', '.join(SPLITS)}")
@@ -124,6 +131,12 @@ def check(c: EvaluationConfig) -> None:
         raise GanMaskError("--naturalness compares with the DM result: add dm to --methods")
     if c.threshold_split in c.split:  # impostors, distractors and real faces are other people, too
         raise GanMaskError(f"--threshold-split {c.threshold_split} has the probes' own people; name another split")
+
+
+def fars_of(c: EvaluationConfig) -> list[float]:
+    """All false-accept rates that recognisers are calibrated at, falling."""
+    published = [float(far) for far in next(iter(PUBLISHED[c.protocol].values()))] if c.protocol else []
+    return sorted({c.far, *c.fars, *published}, reverse=True)
 
 
 def cache_of(c: EvaluationConfig) -> Path:

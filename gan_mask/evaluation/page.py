@@ -14,6 +14,7 @@ from PIL import Image
 
 from gan_mask import html
 from gan_mask.evaluation.intervals import Cell
+from gan_mask.evaluation.published import side_by_side
 from gan_mask.evaluation.rates import BASELINES
 from gan_mask.evaluation.realism import TRAINED
 
@@ -43,7 +44,7 @@ def write(report: Mapping[str, Any], cost: Mapping[str, Any], out: Path) -> None
     html.write(
         out / "index.html",
         "report.html",
-        {"figure": figure, "short": short, "shade": shade},
+        {"figure": figure, "short": short, "shade": shade, "side_by_side": side_by_side},
         report=report,
         cost=cost,
         far=far,

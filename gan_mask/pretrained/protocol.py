@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ class Embedder(Frozen):
 
     thresholds: Mapping[str, float]  # FAR as text, such as "0.001" -> cosine similarity
     weights_sha256: str
+    published: Mapping[str, str] = MappingProxyType({})  # protocol -> which of its networks this is: PUBLISHED
 
     def forward(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         return F.normalize(self.embed(faces, landmarks).float(), dim=1)
