@@ -81,6 +81,7 @@ class Assembled:
     c: EvaluationConfig
     experiment: Experiment
     sets: Sets
+    generator: Generator | None
     shape: GeneratorConfig
     clean: Clean
     calibration: Mapping[str, dict[str, Any]]  # recogniser -> thresholds
@@ -127,7 +128,7 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
         Path(c.out), photos, probes, methods, bank, texture_size, c.harmonise, embedders, detectors, changed,
         FaceFinder(device), device,
     )  # fmt: skip
-    return Assembled(c, experiment, sets, shape, clean, calibration, limits, perceptual, missing)
+    return Assembled(c, experiment, sets, generator, shape, clean, calibration, limits, perceptual, missing)
 
 
 def pictures_of(c: EvaluationConfig, photos: PreparedSet, probes: Probes) -> dict[str, folders.Folder]:
@@ -173,6 +174,7 @@ def report_of(a: Assembled) -> Report:
     # Rates
     estimated = groups.estimates(e.photos, probes)
     figures = figures_of(c, e, a.sets, a.calibration, clean, seen, changed, estimated)
+    figures["generator_sha256"] = weights_digest(a.generator) if a.generator else None
     if a.missing:
         figures["notes"].append(a.missing)
     if c.pairs:
