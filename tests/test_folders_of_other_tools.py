@@ -101,7 +101,7 @@ def test_other_content_under_the_same_name_is_measured_again_and_nothing_else_is
     assert "the faces of tool are made again, because of other pictures of tool" in capsys.readouterr().out
     after = json.loads((tmp_path / "report/report.json").read_text())["looks"]
     assert after["tool"] != before and after["tool"] == after["none"] and after["other"] == before
-    evaluation.main([*usual, "--methods", "plain", *both, "--seed", "1"])  # other probes: nothing stays
+    evaluation.main([*usual, "--methods", "plain", *both, "--harmonise"])  # other settings: nothing stays
     assert done[5:] == ["none", "plain", "tool", "other"]
 
 

@@ -51,7 +51,8 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.endswith("/api/repos/create"):
             result = {"url": f"http://{self.headers['Host']}/user/{json.loads(body)['name']}"}
         elif self.path.endswith("/preupload/main"):
-            result = {"files": [{**f, "uploadMode": "regular"} for f in json.loads(body)["files"]]}
+            kept = {"uploadMode": "regular", "shouldIgnore": False}
+            result = {"files": [file | kept for file in json.loads(body)["files"]]}
         elif self.path.endswith("/commit/main"):
             for line in map(json.loads, body.decode().splitlines()):
                 if line["key"] == "file":

@@ -48,8 +48,8 @@ def test_rates_at_both_thresholds_and_a_warning_where_they_differ(fakes, prepare
         assert ("ours" in at) == (far == "0.1")
     ours = part["rates"]["surrogates"]["0.1"]["ours"]["dm"]["dodging known"]
     assert ours == report["rates"]["surrogates"]["0.1"]["dm"]["dodging known"]
-    # These little networks find all faces alike, so that FaceNet's thresholds accept nearly every stranger.
-    assert part["thresholds"]["known"]["0.1"]["far_here"] > 0.5
+    # This little network finds all faces alike, so that FaceNet's thresholds accept too many strangers.
+    assert part["thresholds"]["known"]["0.1"]["far_here"] > 0.2
     notes = " ".join(report["notes"])
     assert "known: the threshold published for FAR 0.1, 0.2566, accepts" in notes and "ours is 0." in notes
     assert "fake: none of IR152, IRSE50, FaceNet, MobileFace" in notes
