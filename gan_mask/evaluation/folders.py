@@ -66,8 +66,9 @@ def name_of(method: str) -> str:
 def names_of(photos: PreparedSet, index: np.ndarray) -> list[str]:
     """What the files of these faces are called: their photos' paths in the set's source, without suffix."""
     names = [_without_suffix(photos.source(int(i))) for i in index]
-    if twice := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set():
-        raise GanMaskError(f"{photos.path}: several photos are called {min(twice)}, so no folder can tell them apart")
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        raise GanMaskError(f"{photos.path}: several photos are called {twice}, so no folder can tell them apart")
     return names
 
 
