@@ -94,7 +94,7 @@ class Generator(nn.Module, PyTorchModelHubMixin):
 
     def generate_model_card(self, name: str = "generator", report: str | Path | None = None) -> ModelCard:
         """README.md of a saved or pushed generator, see `hub.card`; report: OUT folder of its evaluation."""
-        return hub.card(self, name, report)
+        return hub.card(name, self.config, self, report)
 
     def push_to_hub(self, repo_id: str, *, report: str | Path | None = None, **options: Any) -> str:
         """Upload to "user/name" on the Hugging Face hub; the commit's address there.

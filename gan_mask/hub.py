@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import nn
 
 from gan_mask import files
 from gan_mask._version import __version__
 from gan_mask.errors import GanMaskError
-
-if TYPE_CHECKING:
-    from gan_mask.generator import Generator
+from gan_mask.networks import GeneratorConfig
 
 TEMPLATE = Path(__file__).parent / "assets" / "hub_card.md"
 TASK = "Dodging face recognition and mask detection"
@@ -22,14 +21,14 @@ TAGS = ["face-recognition", "adversarial-examples", "robustness", "faced-mask"]
 METHOD = "generator"  # in reports
 
 
-def card(generator: Generator, name: str, report: str | Path | None = None) -> ModelCard:
-    """The card of the model called `name`; report: OUT folder of an evaluation of this very generator.
+def card(name: str, config: GeneratorConfig, network: nn.Module, report: str | Path | None = None) -> ModelCard:
+    """The card of the generator `network`, called `name`; report: OUT folder of an evaluation of these very weights.
 
     Its rates at the headline FAR stand in the metadata's model-index and, beside those of the other methods, in the
     text. No picture, path or name of a photo is in it. GanMaskError where the report is of another generator, of none,
     or of one that was refined with the recognisers at hand.
     """
-    figures = _figures(generator, Path(report)) if report else None
+    figures = _figures(network, Path(report)) if report else None
     data = ModelCardData(
         library_name="gan_mask",
         pipeline_tag="image-to-image",
@@ -42,23 +41,21 @@ def card(generator: Generator, name: str, report: str | Path | None = None) -> M
         template_path=str(TEMPLATE),
         name=name,
         version=__version__,
-        parameters=sum(p.numel() for p in generator.parameters()),
-        config=generator.config,
-        trained_against=[files.without_folder(network) for network in generator.config.trained_against],
+        parameters=sum(p.numel() for p in network.parameters()),
+        config=config,
+        trained_against=[files.without_folder(other) for other in config.trained_against],
         report=figures,
         tables=_tables(figures) if figures else {},
     )
     return text
 
 
-def _figures(generator: Generator, report: Path) -> dict[str, Any]:
-    from gan_mask.pretrained.protocol import weights_digest
-
+def _figures(network: nn.Module, report: Path) -> dict[str, Any]:
     path = report / "report.json"
     figures: dict[str, Any] = files.read_json(path)
     if METHOD not in figures.get("pictures", {}).get("faces", {}):
         raise GanMaskError(f"{path}: no generator was measured; evaluate this one with --methods {METHOD}")
-    if figures.get("generator_sha256") != weights_digest(generator):
+    if figures.get("generator_sha256") != files.weights_digest(network):
         raise GanMaskError(f"{path}: it is not of this generator's weights; evaluate it with --checkpoint")
     if figures["command"].get("refine"):
         raise GanMaskError(f"{path}: measured with --refine, which is not what the generator does alone; leave it out")

@@ -40,7 +40,7 @@ class GeneratorConfig:
     margin: float = limited(0.375, Range(0, 2))  # framing of those crops, see landmarks.frame
     default_template: str = "face-001"  # "match": the shipped face that suits each wearer best; OWN: the checkpoint's
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
-    trained_against_weights: tuple[str, ...] = ()  # of these, see pretrained.protocol.weights_digest; older ones: none
+    trained_against_weights: tuple[str, ...] = ()  # of these, see files.weights_digest; older ones: none
 
 
 FACE_HEADS = ("appearance", "shape", "light")  # another face, see facespace

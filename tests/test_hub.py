@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 
 from gan_mask import Generator, GeneratorConfig, hub
 from gan_mask.errors import GanMaskError
-from gan_mask.pretrained.protocol import weights_digest
+from gan_mask.files import weights_digest
 
 TOKEN, COMMIT = "hf_good", "0123456789abcdef0123456789abcdef01234567"
 
@@ -180,4 +180,4 @@ def test_a_saved_generator_has_a_card_too(tmp_path: Path) -> None:
     made.save_pretrained(tmp_path / "saved")
     card = ModelCard.load(tmp_path / "saved" / "README.md")
     assert card.data.eval_results is None and "push_to_hub(…, report=OUT)" in card.text
-    assert str(hub.card(made, "faces", measured(tmp_path, made))).count("###") == 2
+    assert str(hub.card("faces", made.config, made, measured(tmp_path, made))).count("###") == 2

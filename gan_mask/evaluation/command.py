@@ -28,7 +28,7 @@ from gan_mask.faces import FaceFinder
 from gan_mask.generator import SHIPPED, Generator, load_generator, local
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained.perceptual import Perceptual
-from gan_mask.pretrained.protocol import fingerprints, weights_digest
+from gan_mask.pretrained.protocol import fingerprints
 
 Networks = Sequence[tuple[str, Any]]  # name, network
 
@@ -174,7 +174,7 @@ def report_of(a: Assembled) -> Report:
     # Rates
     estimated = groups.estimates(e.photos, probes)
     figures = figures_of(c, e, a.sets, a.calibration, clean, seen, changed, estimated)
-    figures["generator_sha256"] = weights_digest(a.generator) if a.generator else None
+    figures["generator_sha256"] = files.weights_digest(a.generator) if a.generator else None
     if a.missing:
         figures["notes"].append(a.missing)
     if c.pairs:
@@ -250,11 +250,11 @@ def check_held_out(generator: Generator | None, surrogates: Networks, held_out: 
 
     Checkpoints from before their config.json had the weights' checksums are compared by the names of the networks.
     """
-    attacked = {weights_digest(network): name for name, network in surrogates}
+    attacked = {files.weights_digest(network): name for name, network in surrogates}
     shape = generator.config if generator else GeneratorConfig()
     names = {file_name(name) for name in shape.trained_against if not shape.trained_against_weights}
     for name, network in held_out:
-        digest = weights_digest(network)
+        digest = files.weights_digest(network)
         if digest in attacked:
             raise GanMaskError(
                 f"{name}: it has the weights of the surrogate {attacked[digest]}, so it is not held out; "
