@@ -191,27 +191,36 @@ class FaceFinder:
     device: where MTCNN runs; landmarks are always made on the CPU.
     min_score: faces below this MTCNN probability are left out.
     min_size: smallest face looked for, in pixels of the photo. Photos are searched at LONGEST pixels
-        at most, so in larger ones faces below 1/64 of the longest side are missed.
+        at most, so in larger ones faces below 1/64 of the longest side are missed. None: SHARE of the longest side.
+    no_larger: search photos no larger than these faces need, which takes a third of the time at half the size.
     """
 
     LONGEST = 1280
     SMALLEST = 20  # MTCNN's own limit in pixels of the searched copy
+    SHARE = 1 / 32
 
-    def __init__(self, device: str | torch.device = "cpu", min_score: float = 0.9, min_size: int = 20) -> None:
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        min_score: float = 0.9,
+        min_size: int | None = 20,
+        no_larger: bool = False,
+    ) -> None:
         try:
             import dlib
             from facenet_pytorch import MTCNN
         except ImportError as error:
             raise GanMaskError(f"{error}: finding faces needs `pip install dlib-bin facenet-pytorch==2.5.3`") from error
 
-        self.device, self.min_score, self.min_size = torch.device(device), min_score, min_size
+        self.device, self.min_score = torch.device(device), min_score
+        self.min_size, self.no_larger = min_size, no_larger
         self._mtcnn = MTCNN(keep_all=True, device=self.device)
         self._hog = dlib.get_frontal_face_detector()
         self._predictor = dlib.shape_predictor(str(weights.find("shape_predictor_68_face_landmarks.dat")))
 
     def find(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
         """The faces of each photo (uint8 [H,W,3]), largest first. Photos of equal size are searched together."""
-        scales = [min(1.0, self.LONGEST / max(image.shape[:2])) for image in images]
+        scales = [self._scale(image) for image in images]
         copies = [_shrink(image, scale) for image, scale in zip(images, scales, strict=True)]
         batches: dict[tuple[Any, ...], list[int]] = {}
         for i, (copy, scale) in enumerate(zip(copies, scales, strict=True)):
@@ -221,11 +230,66 @@ class FaceFinder:
             step = max(1, 1_000_000 // (shape[0] * shape[1]))
             for start in range(0, len(members), step):
                 part = members[start : start + step]
-                boxes = self._boxes(np.stack([copies[i] for i in part]), max(self.SMALLEST, self.min_size * scale))
+                boxes = self._boxes(np.stack([copies[i] for i in part]), self._smallest(images[part[0]], scale))
                 for i, found in zip(part, boxes, strict=True):
                     faces[i] = [self._face(images[i], row, scale) for row in found if row[4] >= self.min_score]
                     faces[i].sort(key=lambda face: -face.area)
         return faces
+
+    def find_again(self, images: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]) -> list[list[Face | None]]:
+        """What is found at the places of known faces, in copies of their photos that differ there alone.
+
+        Not the whole photo is searched, but a window around each of these faces, in which it is as large as in the
+        copy that `find` searches, and KNOWN pixels at most; so all windows are searched together. None where the boxes
+        of known and found face overlap by less than SAME_PLACE.
+        """
+        known = [(image, face) for image, some in zip(images, faces, strict=True) for face in some]
+        sides = [min(KNOWN, math.sqrt(max(1.0, face.area)) * self._scale(image)) for image, face in known]
+        found: list[Face | None] = [None] * len(known)
+        for side in set(sides):
+            members = [i for i, other in enumerate(sides) if other == side]
+            for start in range(0, len(members), 64):
+                part = members[start : start + 64]
+                for i, face in zip(part, self._in_windows([known[i] for i in part], side), strict=True):
+                    found[i] = face
+        rest = iter(found)
+        return [[next(rest) for _ in some] for some in faces]
+
+    def _in_windows(self, known: Sequence[tuple[np.ndarray, Face]], side: float) -> list[Face | None]:
+        """Of photos and their known faces, which are all shown at `side` pixels."""
+        width = round(AROUND * side)
+        corners, scales, windows = [], [], []
+        for image, face in known:
+            scale = side / math.sqrt(max(1.0, face.area))
+            left, top = ((face.box[:2] + face.box[2:]) / 2 + 0.5 - width / scale / 2).tolist()
+            right, bottom = left + width / scale, top + width / scale
+            windows.append(np.asarray(_resized(image, left, top, right, bottom, width, width)))
+            corners.append((left, top))
+            scales.append(scale)
+        found: list[Face | None] = []
+        boxes = self._boxes(np.stack(windows), SMALLER * side)
+        for (image, face), corner, scale, rows in zip(known, corners, scales, boxes, strict=True):
+            rows = rows[rows[:, 4] >= self.min_score]
+            rows[:, [0, 2, 5, 7, 9, 11, 13]] += corner[0] * scale  # pixels of a copy of the whole photo
+            rows[:, [1, 3, 6, 8, 10, 12, 14]] += corner[1] * scale
+            place = at_place(face.box, ((rows[:, :4] + 0.5) / scale - 0.5).astype(np.float32))
+            found.append(None if place is None else self._face(image, rows[place], scale))
+        return found
+
+    def _scale(self, image: np.ndarray) -> float:
+        """Of the copy that is searched."""
+        longest = max(image.shape[:2])
+        needed = self.SMALLEST / self._wanted(image) if self.no_larger else 1.0
+        return min(1.0, self.LONGEST / longest, needed)
+
+    def _wanted(self, image: np.ndarray) -> float:
+        """The smallest face looked for, pixels of the photo."""
+        share = max(self.SMALLEST, self.SHARE * max(image.shape[:2]))
+        return share if self.min_size is None else self.min_size
+
+    def _smallest(self, image: np.ndarray, scale: float) -> float:
+        """The same in pixels of the copy."""
+        return max(self.SMALLEST, self._wanted(image) * scale)
 
     @torch.no_grad()
     def _boxes(self, photos: np.ndarray, min_size: float) -> list[np.ndarray]:
@@ -342,10 +406,24 @@ class FaceFinder:
         return np.array(found, np.float64).mean(0)
 
 
+SAME_PLACE = 1 / 3  # least overlap (IoU) of the boxes of one face, found twice
+AROUND = 3.0  # sides of a known face's box: where it is looked for again
+KNOWN = 48.0  # pixels: side of a known face there, what MTCNN's last network takes
+SMALLER = 0.55  # of its size: the smallest face looked for there, below which boxes could not overlap enough
 UPRIGHT = 15.0  # degrees: landmarks of faces that lean more are made on a copy turned upright
 DOUBTFUL = 0.2  # disagreement, in eye distances, above which other turns are tried
 TURNS = 3  # at most; MTCNN's eyes tell a lean of 60 degrees to within 10, one of 75 to within 20
 _WINDOW = 600  # pixels: side of that copy, a face is a third of it
+
+
+def at_place(box: np.ndarray, others: np.ndarray) -> int | None:
+    """Which of the boxes (N, 4) is of the face at `box` (4,): the one that overlaps most, by SAME_PLACE at least."""
+    from torchvision.ops import box_iou
+
+    if not len(others):
+        return None
+    overlap, best = box_iou(torch.from_numpy(box)[None], torch.from_numpy(others))[0].max(0)
+    return int(best) if overlap >= SAME_PLACE else None
 
 
 def _roll(points: np.ndarray) -> float:

@@ -27,7 +27,7 @@ CODE = {
     "shards": 1,
     "training": 1,
     "clean embeddings": 1,
-    "masked photos": 2,
+    "masked photos": 3,
     "evaluation": 3,
     "hardening": 1,
     "hardening table": 1,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from gan_mask.faces import Face, UnreadableImage, read_image
+from gan_mask.faces import Face, UnreadableImage, align, at_place, read_image
+from gan_mask.landmarks import FRAMING
 from gan_mask.sampling import photo_writer
 from gan_mask.sampling.folder import Targets
 from gan_mask.sampling.masker import Photo, Row
 from gan_mask.sampling.photo_writer import UnwritableImage
 from gan_mask.sampling.sampler import FAR, Sampler
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def process(sampler: Sampler, photos: Sequence[Photo], targets: Mapping[str, Targets]) -> dict[str, list[Row]]:
@@ -22,16 +27,18 @@ def process(sampler: Sampler, photos: Sequence[Photo], targets: Mapping[str, Tar
     start = time.perf_counter()
     sampler.find_faces(photos)
     with_faces = [photo for photo in photos if photo.faces]
-    clean = [(photo.image, face) for photo in with_faces for face in photo.faces]
     rows: dict[str, list[Row]] = {p.name: [{"photo": p.name, "status": "no face"}] for p in photos if not p.faces}
-    if clean:
-        before = sampler.measure(clean, [photo.name for photo in with_faces for _ in photo.faces])
+    if with_faces:
+        names = [photo.name for photo in with_faces for _ in photo.faces]
+        crops = [photo.crop(i, *FRAMING) for photo in with_faces for i in range(len(photo.faces))]
+        before = sampler.measure(crops, names) if sampler.measures else ({}, {})
         sampler.masker.wear(with_faces)
-        for photo in with_faces:
-            rows[photo.name] = write(sampler, photo, targets[photo.name])
-        is_written = [rows[photo.name][0]["status"] == "ok" for photo in with_faces for _ in photo.faces]
-        of_written = [{name: values[is_written] for name, values in looks.items()} for looks in before]
-        score(sampler, [p for p in with_faces if rows[p.name][0]["status"] == "ok"], rows, *of_written)
+        written = at_once(lambda photo: write(sampler, photo, targets[photo.name]), with_faces)
+        rows |= {photo.name: found for photo, found in zip(with_faces, written, strict=True)}
+        if sampler.measures:
+            is_written = [rows[name][0]["status"] == "ok" for name in names]
+            of_written = [{name: values[is_written] for name, values in looks.items()} for looks in before]
+            score(sampler, [p for p in with_faces if rows[p.name][0]["status"] == "ok"], rows, *of_written)
     seconds = (time.perf_counter() - start) / len(photos)
     for photo in photos:
         for row in rows[photo.name]:
@@ -77,19 +84,15 @@ def score(
     logits: dict[str, Tensor],
 ) -> None:
     """Complete the rows of written photos with what the networks make of the files."""
-    written = [read_image(sampler.out / rows[photo.name][0]["written"]) for photo in photos]
-    found = sampler.finder.find(written)
+    written = at_once(lambda photo: read_image(sampler.out / rows[photo.name][0]["written"]), photos)
+    found = find_again(sampler, written, [photo.faces for photo in photos])
     flat = [row for photo in photos for row in rows[photo.name]]
-    again = [
-        (image, match(face, faces))
-        for photo, image, faces in zip(photos, written, found, strict=True)
-        for face in photo.faces
-    ]
-    positions = [i for i, (_, face) in enumerate(again) if face is not None]
-    names = [flat[i]["photo"] for i in positions]
-    after = sampler.measure([again[i] for i in positions], names) if positions else ({}, {})  # type: ignore[misc]
+    again = [(image, face) for image, faces in zip(written, found, strict=True) for face in faces]
+    crops = {i: align(image, face.landmarks, *FRAMING) for i, (image, face) in enumerate(again) if face is not None}
+    positions = list(crops)
+    after = sampler.measure(list(crops.values()), [flat[i]["photo"] for i in positions]) if crops else ({}, {})
     for i, row in enumerate(flat):
-        row["face_found_after"] = int(again[i][1] is not None)
+        row["face_found_after"] = int(i in crops)
         for name, values in logits.items():
             row[f"mask_logit_before_{name}"] = round(float(values[i]), 4)
     for k, i in enumerate(positions):
@@ -100,12 +103,21 @@ def score(
             flat[i][f"mask_logit_after_{name}"] = round(float(values[k]), 4)
 
 
-def match(face: Face, candidates: Sequence[Face]) -> Face | None:
-    """The face found in the written file at the place of `face`: boxes overlap by a third (IoU) at least."""
-    from torchvision.ops import box_iou
+def find_again(
+    sampler: Sampler, written: Sequence[np.ndarray], known: Sequence[Sequence[Face]]
+) -> list[list[Face | None]]:
+    """The faces found in the written photos at the places of the known ones."""
+    if not sampler.search_whole:
+        return sampler.finder.find_again(written, known)
+    result: list[list[Face | None]] = []
+    for faces, found in zip(known, sampler.finder.find(written), strict=True):
+        boxes = np.array([other.box for other in found]).reshape(-1, 4)
+        places = [at_place(face.box, boxes) for face in faces]
+        result.append([None if place is None else found[place] for place in places])
+    return result
 
-    if not candidates:
-        return None
-    boxes = torch.from_numpy(np.stack([other.box for other in candidates]))
-    overlap, best = box_iou(torch.from_numpy(face.box)[None], boxes)[0].max(0)
-    return candidates[int(best)] if overlap >= 1 / 3 else None
+
+def at_once(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """In threads: encoding and decoding a photo leave the interpreter to others."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(function, items))

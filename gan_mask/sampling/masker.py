@@ -29,6 +29,14 @@ class Photo:
     faces: list[Face]
     worn: dict[int, Row] = field(default_factory=dict)  # per face: the template and, if optimised, what it took
     seconds: float = 0.0
+    _crops: dict[tuple[int, int, float], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def crop(self, face: int, size: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
+        """The face aligned, see `faces.align`; as it was when it was first asked for, without a mask."""
+        key = (face, size, margin)
+        if key not in self._crops:
+            self._crops[key] = align(self.image, self.faces[face].landmarks, size, margin)
+        return self._crops[key]
 
 
 @dataclass
@@ -49,7 +57,7 @@ class Masker:
         """Put masks on all faces of the photos, in place; larger faces last, since they are in front."""
         wearers = [(photo, index) for photo in photos for index in reversed(range(len(photo.faces)))]
         # All of them before the first mask is on, which may reach into a neighbour's crop.
-        aligned = [align(p.image, p.faces[i].landmarks, self.config.size, self.config.margin) for p, i in wearers]
+        aligned = [photo.crop(index, self.config.size, self.config.margin) for photo, index in wearers]
         for part, cut in zip(parts(wearers, self.batch_size), parts(aligned, self.batch_size), strict=True):
             crops, landmarks = to_tensors(cut, self.device)
             names = self.choose_templates(part, crops, landmarks)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gan_mask import attacks
+from gan_mask.faces import FaceFinder
 from gan_mask.masking import PlacementName
 from gan_mask.values import FRACTION, SEED, Range, option
 
@@ -22,6 +23,11 @@ class SampleConfig:
     show: bool = option(False, "write OUT/gallery.html, too: a slider between before and after per face")
     largest: bool = option(False, "only the largest face of each photo")
     min_score: float = option(0.9, "lowest score of a face, in [0, 1]", within=FRACTION)
+    min_face: int = option(
+        0, "smallest face looked for, pixels of the photo; smaller ones take longer to look for",
+        within=Range(0, 65536, also=("0, or 20 and more", lambda side: side == 0 or side >= FaceFinder.SMALLEST)),
+        shown="1/32 of the photo's longest side, and 20 at least",
+    )  # fmt: skip
 
     method: Literal["plain", "dm", "advnoise-dm", "mf2m", "advface", "generator"] = option(
         "generator", "what makes the masks", group="masks"
@@ -45,6 +51,12 @@ class SampleConfig:
         ("dlib",), "measure similarity with these, optimise against them", group="networks and device", metavar="NAME"
     )
     detectors: tuple[str, ...] = option(("classifier",), "mask detectors", metavar="NAME")
+    no_measure: bool = option(
+        False, "write the masked photos and the table's first columns only: nothing is re-detected or recognised"
+    )
+    search_whole: bool = option(
+        False, "look for the faces again in the whole written photo, in place of around where they were"
+    )
     batch_size: int = option(16, "photos and faces at a time", within=Range(1, 65536))
     device: Literal["cpu", "cuda"] = option("cpu", "cpu or cuda")
 

@@ -21,11 +21,13 @@ FAILED = ("unreadable", "not written")  # statuses of photos whose row has a not
 
 
 def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
-    columns = ["photo", "status", "face", "written", "template", "box", "face_found_after"]
-    for name in sampler.embedders:
-        columns += [f"similarity_{name}", f"threshold_{name}"]
-    for name in sampler.detectors:
-        columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
+    columns = ["photo", "status", "face", "written", "template", "box"]
+    if sampler.measures:
+        columns += ["face_found_after"]
+        for name in sampler.embedders:
+            columns += [f"similarity_{name}", f"threshold_{name}"]
+        for name in sampler.detectors:
+            columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
     if sampler.masker.method.optimises:
         columns += ["iterations", "attack_seconds"]
     columns += ["seconds", "note"]
@@ -67,6 +69,8 @@ def _pair(row: Row, sampler: Sampler) -> contact_sheet.Pair:
     images = [Image.fromarray(read_image(p)) for p in (sampler.source / row["photo"], sampler.out / row["written"])]
     window = _window(images[0].size, tuple(map(float, row["box"].split())))
     caption = [row["photo"]]
+    if not sampler.measures:
+        return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), caption)
     if not row["face_found_after"]:
         return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), [*caption, "face lost"])
     for name in sampler.embedders:
@@ -101,7 +105,7 @@ def print_old_copies(names: Sequence[str], out: Path) -> None:
 
 def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
     masked = [row for row in rows if row["status"] == "ok"]
-    found = [row for row in masked if row["face_found_after"]]
+    found = [row for row in masked if sampler.measures and row["face_found_after"]]
     count = {status: sum(row["status"] == status for row in rows) for status in ("no face", *FAILED)}
     print(
         f"\n{len({row['photo'] for row in masked})} photos masked ({len(masked)} faces), "
@@ -111,7 +115,7 @@ def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
     for row in rows:
         if row["status"] in FAILED:
             print(f"  {row['status']}: {cli.printable(row['photo'] + ': ' + row['note'])}")
-    if masked:
+    if masked and sampler.measures:
         print(f"face found in the written file: {len(found)} of {len(masked)}")
     for name in sampler.embedders if found else ():
         other = sum(row[f"similarity_{name}"] < row[f"threshold_{name}"] for row in found)

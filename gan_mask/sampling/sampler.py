@@ -13,9 +13,8 @@ from torch import Tensor
 from gan_mask import attacks, pretrained
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import Face, FaceFinder, align, read_image, to_tensors
+from gan_mask.faces import FaceFinder, read_image, to_tensors
 from gan_mask.generator import SHIPPED, load_generator, local
-from gan_mask.landmarks import FRAMING
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
@@ -35,6 +34,8 @@ class Sampler:
     method_name: str
     checkpoint: str | None
     largest: bool
+    measures: bool  # whether the table says what the networks make of the faces
+    search_whole: bool  # whether the written photo is searched as a whole
     batch_size: int
     device: str
     finder: FaceFinder
@@ -50,22 +51,22 @@ class Sampler:
 
     @torch.no_grad()
     def measure(
-        self, faces: Sequence[tuple[np.ndarray, Face]], names: Sequence[str]
+        self, crops: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Embeddings (N, D) per embedder and mask logits (N,) per detector of faces in photos of these names."""
+        """Embeddings (N, D) per embedder and mask logits (N,) per detector of faces in photos of these names.
+
+        crops: each face as `align` gives it, framed as FRAMING.
+        """
         embeddings: dict[str, list[Tensor]] = {name: [] for name in self.embedders}
         logits: dict[str, list[Tensor]] = {name: [] for name in self.detectors}
-        for part, photos in zip(parts(faces, self.batch_size), parts(names, self.batch_size), strict=True):
-            crops, landmarks = self._crops(part, *FRAMING)
+        for part, photos in zip(parts(crops, self.batch_size), parts(names, self.batch_size), strict=True):
+            faces, landmarks = to_tensors(part, self.device)
             with contract.naming(photos):
                 for name, embedder in self.embedders.items():
-                    embeddings[name].append(embedder(crops, landmarks).cpu())
+                    embeddings[name].append(embedder(faces, landmarks).cpu())
                 for name, detector in self.detectors.items():
-                    logits[name].append(detector(crops)[0].cpu())
+                    logits[name].append(detector(faces)[0].cpu())
         return {k: torch.cat(v) for k, v in embeddings.items()}, {k: torch.cat(v) for k, v in logits.items()}
-
-    def _crops(self, faces: Sequence[tuple[np.ndarray, Face]], size: int, margin: float) -> tuple[Tensor, Tensor]:
-        return to_tensors([align(image, face.landmarks, size, margin) for image, face in faces], self.device)
 
 
 def load(c: SampleConfig) -> Sampler:
@@ -74,8 +75,9 @@ def load(c: SampleConfig) -> Sampler:
     generator = load_generator(checkpoint_of(c), c.device) if c.method == "generator" else None
     config = generator.config if generator else GeneratorConfig()
     template, own = template_of(generator, attacks.PLAIN if c.method == "plain" else c.template)
-    embedders = {name: pretrained.load_embedder(name, c.device) for name in c.embedders}
-    detectors = {name: pretrained.load_detector(name, c.device) for name in c.detectors}
+    idle = c.no_measure and not (c.method in attacks.OPTIMISED or c.attack.refine)
+    embedders = {name: pretrained.load_embedder(name, c.device) for name in (() if idle else c.embedders)}
+    detectors = {name: pretrained.load_detector(name, c.device) for name in (() if idle else c.detectors)}
     surrogates = Surrogates(
         list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
     )
@@ -85,8 +87,9 @@ def load(c: SampleConfig) -> Sampler:
     return Sampler(
         source=faces if faces.is_dir() else faces.parent, out=Path(c.out), masker=masker,
         method_name=c.method, checkpoint=Path(c.checkpoint or SHIPPED).name if generator else None,
-        largest=c.largest, batch_size=c.batch_size, device=c.device,
-        finder=FaceFinder(c.device, c.min_score),
+        largest=c.largest, measures=not c.no_measure, search_whole=c.search_whole,
+        batch_size=c.batch_size, device=c.device,
+        finder=FaceFinder(c.device, c.min_score, c.min_face or None, no_larger=True),
         embedders=embedders, detectors=detectors,
     )  # fmt: skip
 
