@@ -307,6 +307,40 @@ def test_mixed_sizes_crowds_and_empty_pictures(finder: FaceFinder) -> None:
     assert error(alone.landmarks, found[0][0].landmarks) < 1e-3
 
 
+def test_known_faces_are_found_again_where_they_are(finder: FaceFinder) -> None:
+    """As in a search of the whole photo; not where a face is gone, and not another one in its stead."""
+    one, two, three = (Image.fromarray(read_image(embedded_photo(f"id_000{i}/view_1"))) for i in (1, 2, 4))
+    photo = np.full((1300, 2600, 3), 120, np.uint8)
+    for face, side, x, y in ((one, 900, 60, 100), (two, 160, 1200, 300), (three, 160, 1420, 330)):
+        photo[y : y + side, x : x + side] = np.asarray(face.resize((side, side)))
+    (known,) = finder.find([photo])
+    assert len(known) == 3
+    changed = (photo * 0.9).astype(np.uint8)
+    (whole,), (again,) = finder.find([changed]), finder.find_again([changed], [known])
+    for a, b in zip(again, whole, strict=True):
+        assert a is not None and error(a.landmarks, b.landmarks) < 0.03
+    changed[330:490, 1420:1580] = 120  # beside a face that stays
+    gone, stays, empty = finder.find_again([changed, photo[:, :1000], photo], [known[1:], known[:1], []])
+    assert sorted(face is None for face in gone) == [False, True] and stays[0] is not None and empty == []
+
+
+def test_a_photo_is_searched_no_larger_than_the_smallest_face_needs() -> None:
+    photo = np.full((900, 1500, 3), 120, np.uint8)
+    for person, side, x in ((1, 500, 100), (2, 60, 1000)):
+        face = Image.fromarray(read_image(embedded_photo(f"id_000{person}/view_1")))
+        photo[200 : 200 + side, x : x + side] = np.asarray(face.resize((side, side)))
+    shared, small, large = (FaceFinder(min_size=size, no_larger=True) for size in (None, 20, 200))
+    widths: list[int] = []
+    for searched in (shared, small, large):
+        real = searched._boxes
+        searched._boxes = lambda photos, least, real=real: (widths.append(photos.shape[2]), real(photos, least))[1]  # type: ignore[method-assign,assignment,misc]
+    counts = [len(searched.find([photo])[0]) for searched in (shared, small, large)]
+    assert widths == [640, 1280, 150] and counts[1:] == [2, 1]
+    reference = FaceFinder().find([photo])[0][0]
+    for searched in (shared, small, large):
+        assert error(searched.find([photo])[0][0].landmarks, reference.landmarks) < 0.03
+
+
 # ------------------------------------------------------------------------------------------- aligning
 
 

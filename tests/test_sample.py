@@ -110,13 +110,14 @@ Run = Callable[..., int]
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
     """The command; exit status. Small stand-ins for the networks, and one FaceFinder for all runs."""
-    finders: dict[float, FaceFinder] = {}
+    finders: dict[tuple[Any, ...], FaceFinder] = {}
     real = FaceFinder
 
-    def finder(device: str, min_score: float) -> FaceFinder:
-        if min_score not in finders:
-            finders[min_score] = real(device, min_score)
-        return finders[min_score]
+    def finder(*options: Any, **more: Any) -> FaceFinder:
+        key = (*options, *more.items())
+        if key not in finders:
+            finders[key] = real(*options, **more)
+        return finders[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "FaceFinder", finder)
@@ -326,6 +327,56 @@ def test_masks_of_neighbours_do_not_depend_on_the_batch(finder: FaceFinder) -> N
 
 
 # ------------------------------------------------------------------------------------------- options
+
+
+def three_sizes(folder: Path) -> Path:
+    """A photo of 2.2 megapixels with a large, a middling and a tiny face (54 px, 1/31 of its side) on grey."""
+    photo = Image.new("RGB", (1700, 1300), "gray")
+    for person, side, place in ((4, 700, (80, 200)), (14, 300, (900, 400)), (21, 54, (1400, 900))):
+        photo.paste(face(person, side), place)
+    folder.mkdir()
+    photo.save(folder / "crowd.jpg", quality=95)
+    return folder
+
+
+def test_around_known_faces_the_written_file_is_searched_as_the_whole_is(run: Run, tmp_path: Path) -> None:
+    photos = three_sizes(tmp_path / "photos")
+    for out, options in (("around", []), ("whole", ["--search-whole"])):
+        assert run(photos, tmp_path / out, "--method", "dm", *options) == 0
+    around, whole = (table(tmp_path / out) for out in ("around", "whole"))
+    assert len(around) == len(whole) >= 2
+    for a, b in zip(around, whole, strict=True):
+        assert {k: a[k] for k in ("box", "template", "face_found_after")} == {k: b[k] for k in a if k in
+            ("box", "template", "face_found_after")}  # fmt: skip
+        assert float(a["similarity_fake"]) == pytest.approx(float(b["similarity_fake"]), abs=0.02)
+        assert float(a["mask_logit_after_fake"]) == pytest.approx(float(b["mask_logit_after_fake"]), abs=0.3)
+
+
+def test_the_smallest_face_is_an_option(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = three_sizes(tmp_path / "photos")
+    found = {}
+    for least in ("20", "100"):
+        assert run(photos, tmp_path / least, "--method", "dm", "--no-measure", "--min-face", least) == 0
+        found[least] = len(table(tmp_path / least))
+    assert found == {"20": 3, "100": 2}
+    capsys.readouterr()
+    assert run(photos, tmp_path / "out", "--min-face", "10") == 2
+    assert "--min-face: expected a whole number from 0 to 65536, 0, or 20 and more, got '10'" in capsys.readouterr().err
+
+
+def test_without_measuring_the_photos_are_the_same_and_no_network_is_loaded(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = three_sizes(tmp_path / "photos")
+    assert run(photos, tmp_path / "all", "--method", "dm") == 0
+    capsys.readouterr()
+    options = ["--no-measure", "--show", "--embedders", "not-there", "--detectors", "not-there"]
+    assert run(photos, tmp_path / "few", "--method", "dm", *options) == 0
+    assert (tmp_path / "all/crowd.jpg").read_bytes() == (tmp_path / "few/crowd.jpg").read_bytes()
+    rows = table(tmp_path / "few")
+    assert list(rows[0]) == ["photo", "status", "face", "written", "template", "box", "seconds", "note"]
+    assert "face found in the written file" not in capsys.readouterr().out
+    assert (tmp_path / "few/overview.png").is_file() and (tmp_path / "few/gallery.html").is_file()
 
 
 def test_largest_treats_one_face(run: Run, photos: Path, tmp_path: Path) -> None:
