@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,5 +120,5 @@ def find_again(
 
 def at_once(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """In threads: encoding and decoding a photo leave the interpreter to others."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(function, items))
