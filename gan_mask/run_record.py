@@ -46,6 +46,7 @@ WORDS = {  # of keys whose SHA-256 differs
     "photos": "photos of --templates",
     "inputs": "content",
     "networks": "weights",
+    "folders": "pictures",
 }
 
 
