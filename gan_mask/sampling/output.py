@@ -65,7 +65,7 @@ def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[conta
 
 def _pair(row: Row, sampler: Sampler) -> contact_sheet.Pair:
     images = [Image.fromarray(read_image(p)) for p in (sampler.source / row["photo"], sampler.out / row["written"])]
-    window = _window(images[0].size, tuple(map(float, row["box"].split())))
+    window = window_of(images[0].size, tuple(map(float, row["box"].split())))
     caption = [row["photo"]]
     if not row["face_found_after"]:
         return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), [*caption, "face lost"])
@@ -79,7 +79,7 @@ def _pair(row: Row, sampler: Sampler) -> contact_sheet.Pair:
     return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), caption)
 
 
-def _window(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:
+def window_of(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:
     """A square around a face's box, within the photo."""
     side = round(min(1.5 * max(box[2] - box[0], box[3] - box[1]), *size))
     left, top = (
