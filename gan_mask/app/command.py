@@ -61,12 +61,14 @@ def served(c: AppConfig) -> Iterator[str]:
         try:
             _, address, _ = blocks.launch(
                 server_name=c.host, server_port=c.port, max_file_size=f"{c.megabytes}mb", share=False, quiet=True,
-                prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False, pwa=False,
-                enable_monitoring=False, mcp_server=False, app_kwargs={"middleware": [_policy()]},
+                prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
+                pwa=False, enable_monitoring=False, mcp_server=False, app_kwargs={"middleware": [_policy()]},
                 allowed_paths=[str(folder / "examples")], **page.look(),
             )  # fmt: skip
         except OSError as error:
-            raise GanMaskError(f"--port {c.port} of --host {c.host} is not to be had; choose another ({error})") from error
+            raise GanMaskError(
+                f"--port {c.port} of --host {c.host} is not to be had; choose another ({error})"
+            ) from error
         try:
             yield address
         finally:

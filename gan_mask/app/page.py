@@ -23,7 +23,7 @@ VIEWS = ("Largest face", "Whole photo")
 NETWORKS = "networks"  # what may be used by one visitor at a time
 LABELS = [way.label for way in WAYS]
 COMPARED = [way.label for way in WAYS if way.label.startswith(("Generator", "DM", "Plain"))]
-NOTHING = "Drop a photo here on the left, or take one with the camera, first."
+NOTHING = "Drop a photo first, or take one with the camera."
 PLACEMENTS = [("Seamless: cloned into the face", "seamless"), ("Laid over, as in the paper", "paper")]
 MATCH = [("Nearest to the wearer", "match"), ("Random face", "random")]
 INTRODUCTION = """<h1>gan_mask</h1>
@@ -31,13 +31,13 @@ INTRODUCTION = """<h1>gan_mask</h1>
 Try it on a photo of somebody who has agreed. The photo stays on this machine.</p>"""
 
 
-class PhotoInput(gr.Image):
-    """A photo as the file that was uploaded: not decoded here, so that errors can say what is wrong with it."""
-
-    is_template = True  # Gradio's word for: shown as its base class
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload.path if payload else None
+def photo_input(label: str, name: str, sources: Sequence[str], height: int) -> gr.Image:
+    """A photo as the path of the file that was uploaded: not decoded by Gradio, so that we can say what is wrong."""
+    image = gr.Image(
+        label=label, sources=[*sources], type="filepath", image_mode=None, height=height, buttons=[], elem_id=name
+    )
+    image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+    return image
 
 
 def build(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
@@ -46,10 +46,7 @@ def build(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
         gr.HTML(INTRODUCTION, elem_classes="introduction", padding=False)
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=5, min_width=320):
-                photo = PhotoInput(
-                    label="Photo", sources=["upload", "webcam", "clipboard"], type="filepath", image_mode=None,
-                    height=300, buttons=[], elem_id="photo",
-                )  # fmt: skip
+                photo = photo_input("Photo", "photo", ["upload", "webcam", "clipboard"], 300)
                 gr.Examples([[str(path)] for path in examples], [photo], label="Or one of these synthetic people")
                 way = gr.Dropdown(LABELS, value=LABELS[0], label="Method", elem_id="method")
                 template = gr.Dropdown(
@@ -61,13 +58,10 @@ def build(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
                     info="The generator has its own; plain masks are laid over.",
                 )  # fmt: skip
                 with gr.Accordion("More", open=False):
-                    own = PhotoInput(
-                        label="A photo whose lower face the mask shows", sources=["upload"], type="filepath",
-                        image_mode=None, height=180, buttons=[], elem_id="own",
-                    )  # fmt: skip
+                    own = photo_input("A photo whose lower face the mask shows", "own", ["upload"], 180)
                     steps = gr.Slider(
                         1, 100, 10, step=1, label="Gradient steps", elem_id="steps",
-                        info="Of refined and optimised methods. The paper's take 100, about a second each on a busy CPU.",
+                        info="Of refined and optimised methods; the paper's take 100.",
                     )  # fmt: skip
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
                 mask = gr.Button("Mask the photo", variant="primary", elem_id="mask")
@@ -86,7 +80,9 @@ def build(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
                 with gr.Tab("Compare"):
                     compared = gr.CheckboxGroup(LABELS, value=COMPARED, label="Methods", elem_id="compared")
                     compare = gr.Button("Compare them on this photo", elem_id="compare")
-                    cards = gr.HTML(message("The largest face appears here, once for each method."), elem_id="cards", padding=False)
+                    cards = gr.HTML(
+                        message("The largest face appears here, once for each method."), elem_id="cards", padding=False
+                    )
         gr.HTML(explanation(studio), elem_classes="explanation", padding=False)
 
         way.change(
@@ -94,7 +90,11 @@ def build(studio: Studio, examples: Sequence[Path]) -> gr.Blocks:
             api_visibility="private",
         )  # fmt: skip
         view.change(
-            lambda shown, of: of and of[shown], [view, pictures], slider, show_progress="hidden", api_visibility="private"
+            lambda shown, of: of and of[shown],
+            [view, pictures],
+            slider,
+            show_progress="hidden",
+            api_visibility="private",
         )
         settings = [template, placement, own, steps, seed]
         mask.click(
@@ -115,7 +115,8 @@ def look() -> dict[str, Any]:
     ).set(
         body_background_fill="#f7f8fa", body_background_fill_dark="#12161b", block_shadow="none",
         button_primary_background_fill="#0065a0", button_primary_background_fill_hover="#00527f",
-        button_primary_background_fill_dark="#0065a0", button_primary_text_color="#fff", body_text_color_subdued="#566273", body_text_color_subdued_dark="#a3aebd",
+        button_primary_background_fill_dark="#0065a0", button_primary_text_color="#fff", 
+        body_text_color_subdued="#566273", body_text_color_subdued_dark="#a3aebd",
         block_info_text_color="#566273", block_label_text_color="#566273", block_title_text_color="#344054",
     )  # fmt: skip
     return {"theme": theme, "css_paths": [html.TEMPLATES / "verdicts.css", html.TEMPLATES / "app.css"]}
@@ -126,15 +127,17 @@ def _way(label: str) -> Any:
 
 
 def show_one(
-    studio: Studio, photo: str | None, label: str, template: str, placement: Any, own: str | None, steps: int, seed: int,
-    view: str,
+    studio: Studio, photo: str | None, label: str, template: str, placement: Any, own: str | None, steps: int,
+    seed: int, view: str,
 ) -> tuple[Any, str, Any, Any]:  # fmt: skip
     """Slider, verdicts, download and pictures of a photo masked in one way; or what is wrong, in their place."""
     try:
         trial = masked(studio, photo, label, template, placement, own, steps, seed)
     except GanMaskError as error:
         return None, message(str(error), wrong=True), gr.update(visible=False), None
-    told = html.render("trial.html", summary=summary(trial.rows), note=cost(trial), faces=list(map(described, trial.rows)))
+    told = html.render(
+        "trial.html", summary=summary(trial.rows), note=cost(trial), faces=list(map(described, trial.rows))
+    )
     pictures = dict(zip(VIEWS, (tuple(map(str, pair)) for pair in (trial.face, trial.photo)), strict=True))
     return pictures[view], told, gr.update(value=str(trial.file), visible=True), pictures
 
@@ -181,7 +184,7 @@ def summary(rows: Sequence[Row]) -> str:
     if len(rows) == 1:
         return {WORKED: "Not recognised, and no mask reported"}.get(happened[0], happened[0].capitalize())
     counts = [(happened.count(name), name) for name in OUTCOMES]
-    return f"{len(rows)} faces: " + ", ".join(f"{count} {name}" for count, name in counts if count)
+    return f"{len(rows)} faces: " + ", ".join(f"{name} {count}" for count, name in counts if count)
 
 
 def cost(trial: Trial) -> str:

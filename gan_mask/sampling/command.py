@@ -14,6 +14,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage, forget_old_shapes
 from gan_mask.pretrained.protocol import fingerprints
 from gan_mask.sampling.batch import process
+from gan_mask.sampling.clip import is_clip
 from gan_mask.sampling.folder import (
     GALLERY,
     OVERVIEW,
@@ -28,6 +29,7 @@ from gan_mask.sampling.masker import Photo, Row
 from gan_mask.sampling.options import SampleConfig
 from gan_mask.sampling.output import print_old_copies, print_summary, write_gallery, write_overview, write_table
 from gan_mask.sampling.sampler import Sampler, checkpoint_of, load
+from gan_mask.sampling.video import mask_clip
 
 T = TypeVar("T")
 
@@ -59,6 +61,10 @@ def _sample(c: SampleConfig, folder: Path) -> list[Row]:
     todo = [name for name in names if not journal.finished(name, targets[name])]
     if len(todo) < len(names):
         print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
+    if is_clip(source) and source.is_file():
+        for name in todo:
+            journal.add({name: mask_clip(sampler, name, targets[name])})
+        todo = []
     with cli.Progress(total=len(todo), desc="photos", unit="photo") as bar:
         for batch, unreadable in ahead(batches(sampler, todo)):
             done = process(sampler, batch, targets) if batch else {}

@@ -13,11 +13,11 @@ from gan_mask.values import FRACTION, SEED, Range, option
 @dataclass(frozen=True)
 class SampleConfig:
     faces: str = option(
-        "", "folder of photos, searched with its subfolders, or one photo; never written to", group="photos",
+        "", "folder of photos, searched with its subfolders, or one photo or clip; never written to", group="photos",
         required=True, metavar="FACES",
     )  # fmt: skip
     out: str = option(
-        "", "folder for the masked photos, results.csv and overview.png", required=True, metavar="OUT"
+        "", "folder for the masked photos or the clip, results.csv and overview.png", required=True, metavar="OUT"
     )  # fmt: skip
     show: bool = option(False, "write OUT/gallery.html, too: a slider between before and after per face")
     largest: bool = option(False, "only the largest face of each photo")

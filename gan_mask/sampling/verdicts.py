@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gan_mask.sampling.masker import Row
+Row = dict[str, Any]
 
 
 class Verdict(NamedTuple):
@@ -13,9 +13,11 @@ class Verdict(NamedTuple):
 
     network: str
     words: str  # what it says
-    figures: str  # the number that it says so by, and its threshold
     failed: bool  # the mask did not do what it is for: the wearer is recognised, or a mask reported
     share: float  # in [0, 1] along a bar whose middle is the threshold
+    measure: str  # of what the numbers are
+    value: str
+    threshold: str
 
 
 def verdicts(row: Row) -> list[Verdict]:
@@ -26,19 +28,17 @@ def verdicts(row: Row) -> list[Verdict]:
         same = similarity >= threshold
         found.append(
             Verdict(
-                name, "same person" if same else "another person",
-                f"similarity {similarity:.2f}, threshold {threshold:.2f}", same,
+                name, "same person" if same else "another person", same,
                 _within(0.5 + 0.5 * (similarity - threshold) / (1 - threshold)),
+                "similarity", f"{similarity:.2f}", f"{threshold:.2f}",
             )
         )  # fmt: skip
     for name in names(row, "mask_logit_after_"):
         logit = float(row[f"mask_logit_after_{name}"])
-        percent = f"{100 * probability(logit):.0f} %"
-        before = f"{100 * probability(float(row[f'mask_logit_before_{name}'])):.0f} %"
         found.append(
             Verdict(
-                name, "mask reported" if logit > 0 else "no mask reported",
-                f"mask {percent} (unmasked {before}), threshold 50 %", logit > 0, probability(logit),
+                name, "mask reported" if logit > 0 else "no mask reported", logit > 0, probability(logit),
+                "mask", f"{100 * probability(logit):.0f} %", "50 %",
             )
         )  # fmt: skip
     return found
@@ -57,7 +57,7 @@ def _within(share: float) -> float:
     return min(max(share, 0.0), 1.0)
 
 
-LOST, RECOGNISED, REPORTED, WORKED = "face lost", "recognised", "mask reported", "nothing went wrong"
+RECOGNISED, REPORTED, LOST, WORKED = "recognised", "mask reported", "face lost", "nothing went wrong"
 OUTCOMES = (RECOGNISED, REPORTED, LOST, WORKED)  # as pictures are sorted: what went wrong first
 
 
@@ -67,3 +67,8 @@ def outcome(row: Row) -> str:
         return LOST
     failed = {verdict.words for verdict in verdicts(row) if verdict.failed}
     return RECOGNISED if "same person" in failed else REPORTED if failed else WORKED
+
+
+def severity(row: Row) -> tuple[int, float]:
+    """A key to sort masked faces by, the worst first: their outcome, then how far beyond its threshold a network is."""
+    return OUTCOMES.index(outcome(row)), -max((verdict.share for verdict in verdicts(row)), default=0.0)
