@@ -86,7 +86,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with clip.mp4 and what sample.py made of it, in masked/; fake networks, the real finder and generator."""
+    """A folder with clip.mp4 and what sample.py made of it, in masked/: fake networks, real finder and generator."""
     from gan_mask import pretrained
 
     folder = tmp_path_factory.mktemp("clip")

@@ -115,7 +115,7 @@ def look() -> dict[str, Any]:
     ).set(
         body_background_fill="#f7f8fa", body_background_fill_dark="#12161b", block_shadow="none",
         button_primary_background_fill="#0065a0", button_primary_background_fill_hover="#00527f",
-        button_primary_background_fill_dark="#0065a0", button_primary_text_color="#fff", 
+        button_primary_background_fill_dark="#0065a0", button_primary_text_color="#fff",
         body_text_color_subdued="#566273", body_text_color_subdued_dark="#a3aebd",
         block_info_text_color="#566273", block_label_text_color="#566273", block_title_text_color="#344054",
     )  # fmt: skip
