@@ -18,6 +18,7 @@ from fakes import FakeDetector, FakeEmbedder
 from PIL import Image
 
 from gan_mask import FaceFinder, SampleConfig, load_generator, mask_photo, masking, provenance, sample
+from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face
 from gan_mask.sampling.tracks import Tracker
 
@@ -186,6 +187,33 @@ def test_a_phones_clip_is_turned_upright(tmp_path: Path) -> None:
     assert frame.image[4:16, 4:16].mean() > 200 and frame.image[40:].mean() < 30
 
 
+@pytest.mark.parametrize(("space", "limits"), [(1, 1), (5, 1), (1, 2), (2, 0)], ids=["709", "601", "full", "unsaid"])
+def test_colours_stay_whatever_the_clips_colour_space(tmp_path: Path, space: int, limits: int) -> None:
+    from gan_mask.sampling import clip as clips
+
+    colour = (110, 90, 170)  # Y, U, V
+    with av.open(str(tmp_path / "in.mp4"), "w") as out:
+        video = out.add_stream("libx264", rate=RATE, options={"qp": "1"})
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        video.codec_context.colorspace, video.codec_context.color_range = space, limits
+        for i in range(3):
+            frame = av.VideoFrame(64, 64, "yuv420p")
+            frame.colorspace, frame.color_range, frame.pts = space, limits, i
+            for plane, value in zip(frame.planes, colour, strict=True):
+                plane.update(bytes([value]) * plane.buffer_size)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    with clips.reading(tmp_path / "in.mp4") as clip, clips.writing(tmp_path / "out.mp4", clip, "gan_mask x") as writer:
+        for read in clip.read(writer):
+            writer.add(read)
+    with av.open(str(tmp_path / "out.mp4")) as written:
+        frame = next(written.decode(video=0))
+    assert (int(frame.colorspace), int(frame.color_range)) == (space, limits)
+    seen = [bytes(plane)[10 * plane.line_size + 10] for plane in frame.planes]
+    assert np.abs(np.subtract(seen, colour)).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [("broken.mp4", b"not a clip" * 50, "not a clip in a known format"), ("empty.mov", b"", "not a clip")],
@@ -210,6 +238,13 @@ def test_a_clip_without_a_face_is_not_written(tmp_path: Path, fakes: None) -> No
     )  # fmt: skip
     assert [row["status"] for row in sample(c)] == ["no face"]
     assert [p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")] == ["results.csv"]
+
+
+def test_a_folder_of_clips_says_how_to_name_one(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mov").write_bytes(b"x")
+    with pytest.raises(GanMaskError, match="--faces .*a.mov"):
+        sample(SampleConfig(faces=str(tmp_path / "clips"), out=str(tmp_path / "out")))
 
 
 def test_without_pyav_it_says_what_to_install(

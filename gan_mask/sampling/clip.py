@@ -21,6 +21,7 @@ KEPT = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what
 ENCODER = "libx264"
 QUALITY = {"crf": "16", "preset": "medium"}  # hardly to be told from the original
 DEFAULT_RATE = Fraction(25)  # frames per second of a clip that does not say
+UNSPECIFIED = 2  # FFmpeg's colour space of a clip that does not say
 MARK = "comment"  # key of the metadata that holds the mark, in every container of KEPT
 
 
@@ -110,7 +111,12 @@ class Writer:
 
         if self.video is None:
             self._begin(frame)
-        pixels = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
+        context = self.video.codec_context
+        pixels = av.VideoFrame.from_ndarray(frame.image, format="rgb24").reformat(
+            format=context.pix_fmt,
+            dst_colorspace=None if context.colorspace == UNSPECIFIED else context.colorspace,
+            dst_color_range=context.color_range or None,
+        )
         pixels.pts, pixels.time_base = frame.pts, self.clip.stream.time_base
         self.container.mux(self.video.encode(pixels))
 

@@ -110,9 +110,10 @@ def print_old_copies(names: Sequence[str], out: Path) -> None:
 def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
     masked = [row for row in rows if row["status"] == "ok"]
     found = [row for row in masked if row["face_found_after"]]
+    things = "clips" if any(clip.is_clip(row["photo"]) for row in rows) else "photos"
     count = {status: sum(row["status"] == status for row in rows) for status in ("no face", *FAILED)}
     print(
-        f"\n{len({row['photo'] for row in masked})} photos masked ({len(masked)} faces), "
+        f"\n{len({row['photo'] for row in masked})} {things} masked ({len(masked)} faces), "
         f"{count['no face']} without a face, {count['unreadable']} unreadable"
         + (f", {count['not written']} not written" if count["not written"] else "")
     )
