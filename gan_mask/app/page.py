@@ -154,8 +154,9 @@ def show_several(studio: Studio, photo: str | None, labels: Sequence[str], *sett
             yield message(str(error), wrong=True)
             return
         if not cards:
-            cards.append(card("Unmasked", trial.face[0], None, ""))
-        cards.append(card(label, trial.face[1], verdicts(trial.rows[0]), cost(trial)))
+            cards.append(card("Unmasked", trial.face[0], [], ""))
+        lost = "" if trial.rows[0]["face_found_after"] else " No face is found any more."
+        cards.append(card(label, trial.face[1], verdicts(trial.rows[0]), cost(trial) + lost))
         left = len(labels) - number - 1
         yield html.render("comparison.html", cards=cards) + (message(f"{left} more ...") if left else "")
 
@@ -168,14 +169,14 @@ def masked(
     return studio.mask(Path(photo), Choice(_way(label), own or template, placement, int(steps), int(seed or 0)))
 
 
-def card(title: str, face: Path, found: Sequence[Verdict] | None, note: str) -> dict[str, Any]:
+def card(title: str, face: Path, found: Sequence[Verdict], note: str) -> dict[str, Any]:
     with Image.open(face) as picture:
         shown = html.data_uri(picture, CARD)
     return {"title": title, "picture": shown, "alt": f"The largest face, {title}", "verdicts": found, "note": note}
 
 
 def described(row: Row) -> dict[str, Any]:
-    return {"title": f"Face {int(row['face']) + 1}", "verdicts": verdicts(row)}
+    return {"title": f"Face {int(row['face']) + 1}", "verdicts": verdicts(row), "lost": not row["face_found_after"]}
 
 
 def summary(rows: Sequence[Row]) -> str:
