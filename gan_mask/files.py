@@ -166,3 +166,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise GanMaskError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise GanMaskError(f"{path}: damaged or not a safetensors file ({error})") from error
+
+
+def weights_digest(network: Any) -> str:
+    """SHA-256 of a network's weights, whatever its name, file and sidecar; of its name where it has none."""
+    digest = hashlib.sha256()
+    tensors = list(getattr(network, "net", network).state_dict().values())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
+    if not tensors:
+        digest.update(network.name.encode())
+    return digest.hexdigest()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
-from gan_mask import likeness, masking
+from gan_mask import hub, likeness, masking
 from gan_mask import templates as shipped
 from gan_mask.errors import GanMaskError
 from gan_mask.files import read_json, read_safetensors
@@ -92,6 +92,24 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         """`load_generator`."""
         return load_generator(path, device, revision)
 
+    def generate_model_card(self, name: str = "generator", report: str | Path | None = None) -> ModelCard:
+        """README.md of a saved or pushed generator, see `hub.card`; report: OUT folder of its evaluation."""
+        return hub.card(name, self.config, self, report)
+
+    def push_to_hub(self, repo_id: str, *, report: str | Path | None = None, **options: Any) -> str:
+        """Upload to "user/name" on the Hugging Face hub; the commit's address there.
+
+        report: OUT folder of an evaluation of this generator, whose rates the model card then has. options: those of
+        `huggingface_hub.ModelHubMixin.push_to_hub`, such as private, token and commit_message. GanMaskError where the
+        report is of another generator, before anything is sent, or the hub does not take it.
+        """
+        card: dict[str, Any] = {"name": repo_id.rpartition("/")[2], "report": report}
+        self.generate_model_card(**card)
+        try:
+            return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
+        except (OSError, ValueError) as error:  # all of the hub's own are one or the other
+            raise GanMaskError(f"{repo_id}: the hub did not take it ({_first_line(error)})") from error
+
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own is untyped
 
@@ -133,9 +151,13 @@ def local(path: str | Path, revision: str | None = None) -> Path:
     try:
         files = [hf_hub_download(str(path), name, revision=revision) for name in ("config.json", "model.safetensors")]
     except (OSError, ValueError) as error:  # all of the hub's own are one or the other
-        reason = str(error).strip().splitlines()[0]
-        raise GanMaskError(f"{path}: no such folder, and not to be had from huggingface.co ({reason})") from error
+        reason = f"no such folder, and not to be had from huggingface.co ({_first_line(error)})"
+        raise GanMaskError(f"{path}: {reason}") from error
     return Path(files[0]).parent
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _checkpoint_folder(path: Path) -> Path:

@@ -40,7 +40,7 @@ class GeneratorConfig:
     margin: float = limited(0.375, Range(0, 2))  # framing of those crops, see landmarks.frame
     default_template: str = "face-001"  # "match": the shipped face that suits each wearer best; OWN: the checkpoint's
     trained_against: tuple[str, ...] = ()  # surrogate embedders and detectors
-    trained_against_weights: tuple[str, ...] = ()  # of these, see pretrained.protocol.weights_digest; older ones: none
+    trained_against_weights: tuple[str, ...] = ()  # of these, see files.weights_digest; older ones: none
 
 
 FACE_HEADS = ("appearance", "shape", "light")  # another face, see facespace
@@ -114,7 +114,7 @@ class FaceHead(nn.Module):
         return appearance.float(), shape.float(), F.pixel_shuffle(light, 2).float()
 
 
-class Painted(NamedTuple):
+class Prediction(NamedTuple):
     """What the network makes of B templates."""
 
     texture: Tensor  # (B, 3, h, w) in [0, 1]
@@ -146,7 +146,7 @@ class TextureUNet(nn.Module):
             start[c.kernel**2 // 2] = 5.0
         self.heads.bias = nn.Parameter(start.repeat_interleave(4))
 
-    def forward(self, face_texture: Tensor, template: Tensor, z: Tensor) -> Painted:
+    def forward(self, face_texture: Tensor, template: Tensor, z: Tensor) -> Prediction:
         """Textures (B, 3, h, w) in [0, 1], z (B, noise) -> the texture that is worn, and what was changed."""
         skips = self._features(face_texture, template, z)
         texture, raw = template.float(), None
@@ -157,7 +157,7 @@ class TextureUNet(nn.Module):
             texture = facespace.paint(texture, self.bounds.face(raw), basis)
         if any(head in PIXEL_HEADS for head in self.config.heads):
             texture = self._retouch(texture, skips, z)
-        return Painted(texture.clamp(0, 1), raw)
+        return Prediction(texture.clamp(0, 1), raw)
 
     def _features(self, face_texture: Tensor, template: Tensor, z: Tensor) -> list[Tensor]:
         x = F.pixel_unshuffle(torch.cat([face_texture, template], 1) * 2 - 1, 2)

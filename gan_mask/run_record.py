@@ -27,8 +27,8 @@ CODE = {
     "shards": 1,
     "training": 1,
     "clean embeddings": 1,
-    "masked photos": 2,
-    "evaluation": 3,
+    "masked photos": 3,
+    "evaluation": 4,
     "hardening": 1,
     "hardening table": 1,
     "thresholds": 1,
@@ -46,6 +46,7 @@ WORDS = {  # of keys whose SHA-256 differs
     "photos": "photos of --templates",
     "inputs": "content",
     "networks": "weights",
+    "folders": "pictures",
 }
 
 

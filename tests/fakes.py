@@ -9,6 +9,7 @@ class FakeEmbedder(torch.nn.Module):
     """Fixed random projection of the shrunken face, small enough to read; stands in for a recogniser in tests."""
 
     name = "fake"
+    published: dict[str, str] = {}
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The methods, against networks small enough to read: their bounds, their goals, and that batches do not matter."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args, get_type_hints
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator
 from gan_mask.landmarks import frame
 from gan_mask.networks import GeneratorConfig
+from gan_mask.sampling.options import SampleConfig
 
 SURROGATES = Surrogates([FakeEmbedder()], [0.9], [FakeDetector()])
 BOLD = {"filter_rate": 0.05, "smooth": 1.0}  # the fake detector wants the mask a good deal brighter
@@ -186,6 +187,12 @@ def test_surrogates_of_one_kind_are_enough(wearers):
     for surrogates in (Surrogates([FakeEmbedder()], [0.9], []), Surrogates([], [], [FakeDetector()])):
         texture = AdvNoiseDM(surrogates, Options(steps=2)).apply(*wearers).textures
         assert not torch.equal(texture, wearers.templates)
+
+
+def test_sample_offers_every_method_but_no_mask_and_dm_under_its_other_placement():
+    """Its Literal is written out for type checkers, who cannot follow METHODS."""
+    offered = get_args(get_type_hints(SampleConfig)["method"])
+    assert list(offered) == [name for name in attacks.METHODS if name not in ("none", "dm-seamless")]
 
 
 def test_errors_say_what_is_missing():

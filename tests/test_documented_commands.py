@@ -26,6 +26,7 @@ from typing import NamedTuple
 from unittest.mock import create_autospec
 
 import dlib
+import numpy as np
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
@@ -261,7 +262,8 @@ def test_options_in_the_text_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def stock(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the placeholders stand for, made once: photos, an archive, a prepared set, its shards, networks."""
-    from gan_mask.data import shards
+    from gan_mask.data import PreparedSet, shards
+    from gan_mask.evaluation.folders import save_probes
 
     folder = tmp_path_factory.mktemp("stock")
     for person in range(1, 7):
@@ -275,6 +277,8 @@ def stock(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prepared").symlink_to(prepared)
     make_clip(folder / "clip.mp4", folder / "people/id_0004/view_1.webp")
     shards.write(prepared, folder / "shards")
+    test = PreparedSet(prepared, "test")
+    save_probes(test, np.arange(len(test)), folder / "probes")
     detector = tiny_classifier(folder, 3)
     detector.rename(folder / "detector.json")
     points = [[4, 6], [11, 6], [8, 9], [5, 12], [10, 12]]
@@ -283,6 +287,7 @@ def stock(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for key in ("output", "mask_class"):
         del sidecar[key]
     (folder / "embedder.json").write_text(json.dumps(sidecar | embedder))
+    (folder / "IR152.json").write_text(json.dumps(sidecar | embedder | {"published": {"amtgan": "IR152"}}))
     return folder
 
 
@@ -326,6 +331,10 @@ def desk(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name in names:
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).symlink_to(stock / thing)
+    for name in ("PROBES", "ATTACKED"):  # these are written to
+        shutil.copytree(stock / "probes", name)
+    shutil.copy(stock / "IR152.json", "IR152.json")
+    shutil.copy(stock / "tiny.onnx", "tiny.onnx")
     Path("CHECKPOINT").symlink_to(REPOSITORY / "checkpoints/synthfaces")
     embedders = ["MODEL.json", "EMBEDDER.json", "configs/networks/mobileface.json",
         "configs/networks/mobilefacenet_casia.json"]  # fmt: skip

@@ -22,9 +22,9 @@ from gan_mask.evaluation import appearance, command, gate, groups, realism, rede
 from gan_mask.evaluation.intervals import interval
 from gan_mask.evaluation.protocol import choose_probes, lfw_pairs
 from gan_mask.evaluation.rates import Seen, outcomes, table
+from gan_mask.files import weights_digest
 from gan_mask.generator import SHIPPED, Generator
 from gan_mask.networks import GeneratorConfig
-from gan_mask.pretrained.protocol import weights_digest
 from gan_mask.training.state import save_generator
 
 NAN = np.nan

@@ -15,11 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gan_mask import load_generator, losses, pretrained, templates, training
 from gan_mask.errors import GanMaskError
+from gan_mask.files import weights_digest
 from gan_mask.generator import Generator
 from gan_mask.landmarks import frame
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained import classifier
-from gan_mask.pretrained.protocol import resize, weights_digest
+from gan_mask.pretrained.protocol import resize
 from gan_mask.training import log, loop, state
 from gan_mask.training.discriminator import make as make_discriminator
 from gan_mask.training.health import STOP, Health, read

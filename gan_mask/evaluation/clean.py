@@ -12,7 +12,7 @@ import torch
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import redetection, verification
-from gan_mask.evaluation.options import EvaluationConfig, cache_of
+from gan_mask.evaluation.options import EvaluationConfig, cache_of, fars_of
 from gan_mask.evaluation.protocol import Probes, choose_others, lfw_pairs
 from gan_mask.pretrained.thresholds import far_thresholds
 
@@ -43,7 +43,7 @@ def thresholds_of(c: EvaluationConfig, embedders: Mapping[str, Any], clean: Clea
     result = {}
     for name, embedder in embedders.items():
         found, refused, pairs = {}, {}, 0
-        for far in sorted({c.far, *c.fars}, reverse=True):
+        for far in fars_of(c):
             try:
                 if c.stored_thresholds:
                     found[f"{far:g}"] = embedder.threshold(far)

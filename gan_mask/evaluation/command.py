@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gan_mask import attacks, cli, evaluation, files, pretrained, run_record, templates, weights
@@ -16,10 +17,10 @@ from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.cli.methods import flat, parse_with_attack
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import appearance, gate, groups, large_photos, output, page, realism
+from gan_mask.evaluation import appearance, folders, gate, groups, large_photos, output, page, published, realism
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
 from gan_mask.evaluation.options import EvaluationConfig, check
-from gan_mask.evaluation.protocol import choose_probes, spread
+from gan_mask.evaluation.protocol import Probes, choose_probes, spread
 from gan_mask.evaluation.rates import Sets
 from gan_mask.evaluation.report import Report, cost_of, figures_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
@@ -27,7 +28,7 @@ from gan_mask.faces import FaceFinder
 from gan_mask.generator import SHIPPED, Generator, load_generator, local
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained.perceptual import Perceptual
-from gan_mask.pretrained.protocol import fingerprints, weights_digest
+from gan_mask.pretrained.protocol import fingerprints
 
 Networks = Sequence[tuple[str, Any]]  # name, network
 
@@ -65,6 +66,8 @@ def run(c: EvaluationConfig) -> Report | None:
         if state.is_main_process:
             held.enter_context(files.locked(a.experiment.out))
             open_folder(a.experiment.out, settings_of(a), list(attacks.METHODS))
+            if c.save_probes:
+                folders.save_probes(a.experiment.photos, a.experiment.probes.index, Path(c.save_probes))
         state.wait_for_everyone()
         work(a.experiment, state.process_index, state.num_processes)
         state.wait_for_everyone()
@@ -78,6 +81,7 @@ class Assembled:
     c: EvaluationConfig
     experiment: Experiment
     sets: Sets
+    generator: Generator | None
     shape: GeneratorConfig
     clean: Clean
     calibration: Mapping[str, dict[str, Any]]  # recogniser -> thresholds
@@ -90,6 +94,7 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
     device = str(state.device)
     photos = PreparedSet(c.data, c.split)
     probes = choose_probes(photos, c.probes, c.seed)
+    given = pictures_of(c, photos, probes)
 
     # What is measured, and with which networks
     checkpoint = checkpoint_of(c)
@@ -99,9 +104,11 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
     sets: Sets = {title: networks for title, networks in named.items() if any(networks)}
     perceptual, missing = _perceptual(device) if c.naturalness else (None, None)
     trained = (realism.TRAINED if perceptual else realism.SMALL) if c.naturalness else None
-    limits = [gate.parse(text, sets, c.methods, trained) for text in c.require]
+    limits = [gate.parse(text, sets, [folders.name_of(m) for m in c.methods], trained) for text in c.require]
     embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
     detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
+    if c.protocol:
+        published.thresholds_of(c.protocol, embedders)  # GanMaskError before any work
     surrogate, held_out = (
         [*((n, embedders[n]) for n in e), *((n, detectors[n]) for n in d)] for e, d in named.values()
     )
@@ -115,23 +122,31 @@ def load(c: EvaluationConfig, state: Any) -> Assembled:
     calibration = thresholds_of(c, embedders, clean)
 
     # The methods, the optimised ones against the surrogates
-    methods = methods_of(c, generator, shape, calibration, embedders, detectors)
+    methods = methods_of(c, given, generator, shape, calibration, embedders, detectors)
     changed = spread(probes.identity, c.changed_probes, c.seed)
     experiment = Experiment(
         Path(c.out), photos, probes, methods, bank, texture_size, c.harmonise, embedders, detectors, changed,
         FaceFinder(device), device,
     )  # fmt: skip
-    return Assembled(c, experiment, sets, shape, clean, calibration, limits, perceptual, missing)
+    return Assembled(c, experiment, sets, generator, shape, clean, calibration, limits, perceptual, missing)
+
+
+def pictures_of(c: EvaluationConfig, photos: PreparedSet, probes: Probes) -> dict[str, folders.Folder]:
+    """By name: what other tools made of the probes, with a word on pictures of nobody among them."""
+    given = [found for found in map(folders.parse, dict.fromkeys(c.methods)) if found]
+    names = folders.names_of(photos, probes.index) if given else []
+    return {name: folders.open_folder(name, path, names) for name, path in given}
 
 
 def methods_of(
     c: EvaluationConfig,
+    given: Mapping[str, folders.Folder],
     generator: Generator | None,
     shape: GeneratorConfig,
     calibration: Mapping[str, dict[str, Any]],
     embedders: Mapping[str, Any],
     detectors: Mapping[str, Any],
-) -> dict[str, attacks.Method]:
+) -> dict[str, attacks.Method | folders.Folder]:
     """By name; 'none', which all are set against, comes first."""
     surrogates = Surrogates(
         [embedders[name] for name in c.surrogates],
@@ -140,10 +155,12 @@ def methods_of(
     )
     options = c.attack.within(c.seed, c.placement, shape.softness)
     return {
-        name: attacks.method(
+        name: given[name]
+        if name in given
+        else attacks.method(
             name, generator, surrogates, replace(options, placement="paper") if name == "dm" else options
         )
-        for name in dict.fromkeys(["none", *c.methods])
+        for name in dict.fromkeys(["none", *map(folders.name_of, c.methods)])
     }
 
 
@@ -157,12 +174,14 @@ def report_of(a: Assembled) -> Report:
     # Rates
     estimated = groups.estimates(e.photos, probes)
     figures = figures_of(c, e, a.sets, a.calibration, clean, seen, changed, estimated)
+    figures["generator_sha256"] = files.weights_digest(a.generator) if a.generator else None
     if a.missing:
         figures["notes"].append(a.missing)
     if c.pairs:
         figures["lfw"] = lfw_accuracy(c, c.pairs, e.embedders, e.device)
 
     # Looks
+    figures["notes"] += notes_on_folders(e, costs)
     landmarks = torch.stack([e.photos.landmarks(int(i)) for i in probes.index])
     appearances = appearance.measure_all(paths, landmarks.numpy())
     figures["looks"] = {name: appearance.table(values, probes.identity) for name, values in appearances.items()}
@@ -182,6 +201,24 @@ def report_of(a: Assembled) -> Report:
     output.write(e, figures, cost, seen, clean, changed, estimated, appearances)
     page.write(figures, cost, e.out)
     return Report(figures)
+
+
+def notes_on_folders(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """What is to be known of other tools' pictures, which are written to OUT as the probes are framed."""
+    notes = []
+    for name, folder in e.methods.items():
+        if not isinstance(folder, folders.Folder):
+            continue
+        if folder.surplus:
+            notes.append(
+                f"{name}: pictures of no probe left out, {len(folder.surplus)}: {folders.some(folder.surplus)}"
+            )
+        if folders.write_as_probes(folder, e.paths(name), costs[name]["places"], e.photos, e.probes.index):
+            notes.append(
+                f"{name}: its pictures do not frame the faces as the probes do, so looks were measured on faces cut "
+                "out of them; a folder of the untouched photos is the control"
+            )
+    return notes
 
 
 def naturalness_of(a: Assembled, perceptual: Perceptual, landmarks: torch.Tensor) -> dict[str, Any]:
@@ -213,11 +250,11 @@ def check_held_out(generator: Generator | None, surrogates: Networks, held_out: 
 
     Checkpoints from before their config.json had the weights' checksums are compared by the names of the networks.
     """
-    attacked = {weights_digest(network): name for name, network in surrogates}
+    attacked = {files.weights_digest(network): name for name, network in surrogates}
     shape = generator.config if generator else GeneratorConfig()
     names = {file_name(name) for name in shape.trained_against if not shape.trained_against_weights}
     for name, network in held_out:
-        digest = weights_digest(network)
+        digest = files.weights_digest(network)
         if digest in attacked:
             raise GanMaskError(
                 f"{name}: it has the weights of the surrogate {attacked[digest]}, so it is not held out; "
@@ -247,6 +284,7 @@ def settings_of(a: Assembled) -> dict[str, Any]:
     """What the masked files and the networks' answers depend on; the same settings resume what is in OUT."""
     c, e, shape = a.c, a.experiment, a.shape
     free = {"out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device"}
+    free |= {"save_probes", "protocol"}
     free.add("data")  # wherever it lies: its faces count
     values = {k: v for k, v in flat(c).items() if k not in free}
     values |= {"index": e.photos.fingerprint(), "networks": fingerprints(e.embedders, e.detectors)}
@@ -254,6 +292,7 @@ def settings_of(a: Assembled) -> dict[str, Any]:
     values |= {"generator_placement": shape.placement}
     if checkpoint := checkpoint_of(c):
         values["weights"] = [files.sha256(p) for p in sorted(checkpoint.rglob("*.safetensors"))]
+    values["folders"] = {name: m.digest() for name, m in e.methods.items() if isinstance(m, folders.Folder)}
     values["photos"] = {name: files.sha256(name) for name in c.templates if Path(name).is_file()}
     return run_record.inputs("evaluation", values)
 
@@ -265,6 +304,11 @@ def print_report(report: Report, c: EvaluationConfig) -> list[str]:
     for title, by_far in report.rates.items():
         print(f"\n{title}, thresholds at FAR {c.far:g}; per cent [95 % interval over identities]")
         print(output.table(by_far[f"{c.far:g}"]))
+    if part := figures.get("published"):
+        for title, by_far in part["rates"].items():
+            for far, both in by_far.items():
+                print(f"\n{title}, {part['protocol']}'s thresholds for FAR {far} and ours; per cent")
+                print(output.table(published.side_by_side(both)))
     print("\nlooks; bare faces: edge step 0, fine detail 1, skin tone difference 0, realism AUC 0.5")
     print(output.table(report.looks, factor=1, digits=2))
     if on_photos := figures.get("looks_on_photos"):

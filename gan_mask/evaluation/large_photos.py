@@ -9,12 +9,15 @@ import numpy as np
 import torch
 
 from gan_mask import templates
+from gan_mask.attacks import Method
 from gan_mask.cli import Progress
 from gan_mask.data.folder_or_zip import Source
 from gan_mask.data.prepare import Settings
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import appearance
-from gan_mask.evaluation.run import Experiment, write_pngs
+from gan_mask.evaluation.folders import Folder
+from gan_mask.evaluation.pictures import write_pngs
+from gan_mask.evaluation.run import Experiment
 from gan_mask.faces import UnreadableImage, align, to_tensors
 from gan_mask.networks import GeneratorConfig
 
@@ -22,7 +25,7 @@ AROUND = 0.25  # of the mask's width: how much of the photo around the landmarks
 
 
 def measure(e: Experiment, config: GeneratorConfig, folder: str) -> dict[str, Any]:
-    """The measures of `appearance` of every method on the largest face of each photo in `folder`.
+    """The measures of `appearance` of every method of ours on the largest face of each photo in `folder`.
 
     One sub-folder per person; a zip file does, too. Photo i wears template i mod N. The faces as worn are written to
     OUT/photos/METHOD. Photos without a face, or unreadable ones, are named in the result. Raises GanMaskError if none
@@ -32,8 +35,8 @@ def measure(e: Experiment, config: GeneratorConfig, folder: str) -> dict[str, An
     people: list[str] = []
     widths: list[float] = []
     left_out: dict[str, str] = {}
-    values: dict[str, dict[str, list[float]]] = {m: {name: [] for name in appearance.MEASURES} for m in e.methods}
-    faces: dict[str, list[str]] = {method: [] for method in e.methods}
+    values: dict[str, dict[str, list[float]]] = {m: {name: [] for name in appearance.MEASURES} for m in _ours(e)}
+    faces: dict[str, list[str]] = {method: [] for method in _ours(e)}
     for photo in Progress(source.photos(Settings.identity_regex), desc="photos", unit="photo"):
         try:
             image = source.read(photo.path)
@@ -66,6 +69,11 @@ def measure(e: Experiment, config: GeneratorConfig, folder: str) -> dict[str, An
     }
 
 
+def _ours(e: Experiment) -> dict[str, Method]:
+    """Nobody knows what other tools would make of these photos."""
+    return {name: method for name, method in e.methods.items() if not isinstance(method, Folder)}
+
+
 @torch.no_grad()
 def _worn(
     e: Experiment, config: GeneratorConfig, image: np.ndarray, landmarks: np.ndarray, number: int
@@ -75,8 +83,8 @@ def _worn(
     template = e.template(crop, points, slice(number, number + 1)).to(e.device)
     if e.harmonise:
         template = templates.harmonise(template, crop, points)
-    copies = {name: image.copy() for name in e.methods}
-    for name, method in e.methods.items():
+    copies = {name: image.copy() for name in _ours(e)}
+    for name, method in _ours(e).items():
         method.mask_photos([copies[name]], [landmarks], crop, points, template)
     return copies
 

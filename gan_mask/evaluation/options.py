@@ -11,8 +11,9 @@ import torch
 from gan_mask import attacks, values
 from gan_mask.data import SPLITS
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import gate
+from gan_mask.evaluation import folders, gate
 from gan_mask.masking import PlacementName
+from gan_mask.pretrained.thresholds import PUBLISHED
 from gan_mask.values import COUNT, RATE, SEED, Range, option
 
 KNOWN = ", ".join(attacks.METHODS)
@@ -27,8 +28,8 @@ class EvaluationConfig:
         ("test",), "splits of identities to take probes from", required=True, metavar="SPLIT"
     )
     methods: tuple[str, ...] = option(
-        ("none", "plain", "dm", "dm-seamless", "generator"), f"of {KNOWN}", required=True,
-        shown="all but the optimised", metavar="METHODS",
+        ("none", "plain", "dm", "dm-seamless", "generator"), f"of {KNOWN}; or folder:NAME=DIR, what another "
+        "tool made of the probes, under their names", required=True, shown="all but the optimised", metavar="METHODS",
     )  # fmt: skip
     checkpoint: str | None = option(
         None, "generator: a folder with config.json and model.safetensors, or a run folder of train.py",
@@ -43,6 +44,9 @@ class EvaluationConfig:
     )
     harmonise: bool = option(False, "give templates the colours of the wearer's lower face first")
     probes: int = option(500, "most probes", within=COUNT)
+    save_probes: str | None = option(
+        None, "write the probes to this folder, too, as PNG files for other tools", shown="nowhere", metavar="DIR"
+    )
     seed: int = option(0, "of every random choice", within=SEED)
 
     surrogates: tuple[str, ...] = option(
@@ -66,6 +70,10 @@ class EvaluationConfig:
     stored_thresholds: bool = option(
         False, "take the thresholds stored with the networks, for sets with too few impostor pairs"
     )
+    protocol: str | None = option(
+        None, f"rates at the thresholds that these papers use, too: {', '.join(PUBLISHED)}", shown="none",
+        metavar="PROTOCOL",
+    )  # fmt: skip
 
     naturalness: bool = option(
         False, "realism AUC of a network trained for it (takes minutes) and, with AlexNet's weights, distances to DM "
@@ -103,9 +111,14 @@ def check(c: EvaluationConfig) -> None:
     values.check(c)
     if c.device != "cpu" and not torch.cuda.is_available():
         raise GanMaskError(f"--device {c.device}: this machine has no CUDA device; use --device cpu")
-    for name in c.methods:
-        if name not in attacks.METHODS:
-            raise GanMaskError(f"--methods: unknown method '{name}'; known: {KNOWN}")
+    for method in c.methods:
+        if not folders.parse(method) and method not in attacks.METHODS:
+            raise GanMaskError(f"--methods: unknown method '{method}'; known: {KNOWN}, folder:NAME=DIR")
+    named = [found[0] for found in map(folders.parse, dict.fromkeys(c.methods)) if found]
+    if len(set(named)) < len(named):
+        raise GanMaskError("--methods: two folders have one NAME; each needs its own")
+    if c.protocol is not None and c.protocol not in PUBLISHED:
+        raise GanMaskError(f"--protocol: unknown '{c.protocol}'; known: {', '.join(PUBLISHED)}")
     for name in (*c.split, c.threshold_split):
         if name not in SPLITS:
             raise GanMaskError(f"--split and --threshold-split: unknown split '{name}'; known: {', '.join(SPLITS)}")
@@ -118,6 +131,12 @@ def check(c: EvaluationConfig) -> None:
         raise GanMaskError("--naturalness compares with the DM result: add dm to --methods")
     if c.threshold_split in c.split:  # impostors, distractors and real faces are other people, too
         raise GanMaskError(f"--threshold-split {c.threshold_split} has the probes' own people; name another split")
+
+
+def fars_of(c: EvaluationConfig) -> list[float]:
+    """All false-accept rates that recognisers are calibrated at, falling."""
+    published = [float(far) for far in next(iter(PUBLISHED[c.protocol].values()))] if c.protocol else []
+    return sorted({c.far, *c.fars, *published}, reverse=True)
 
 
 def cache_of(c: EvaluationConfig) -> Path:

@@ -13,8 +13,9 @@ from gan_mask import files
 from gan_mask.evaluation import redetection
 from gan_mask.evaluation.clean import Clean
 from gan_mask.evaluation.intervals import NOTHING, Cell, shown
+from gan_mask.evaluation.pictures import strip
 from gan_mask.evaluation.redetection import Redetected
-from gan_mask.evaluation.run import Experiment, strip
+from gan_mask.evaluation.run import Experiment
 
 
 def write(

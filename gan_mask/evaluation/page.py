@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from PIL import Image
 
 from gan_mask import html
 from gan_mask.evaluation.intervals import Cell
+from gan_mask.evaluation.published import side_by_side
 from gan_mask.evaluation.rates import BASELINES
 from gan_mask.evaluation.realism import TRAINED
+
+Colours = Mapping[str, str]  # by method
 
 FACES = 6  # columns of the picture
 SIDE = 320  # px of a face in it, which a click shows larger
@@ -28,7 +31,7 @@ COLOURS = {
     "dm-seamless": "#56b4e9",
     "advnoise-dm": "#d55e00", "mf2m": "#0072b2", "advface": "#e69f00", "generator": "#009e73",
 }  # fmt: skip
-OTHER = "#cc79a7"
+OTHERS = ("#cc79a7", "#999933", "#882255", "#44aa99")  # in turn, of folders of other tools
 
 
 def write(report: Mapping[str, Any], cost: Mapping[str, Any], out: Path) -> None:
@@ -36,31 +39,41 @@ def write(report: Mapping[str, Any], cost: Mapping[str, Any], out: Path) -> None
     far = f"{report['far']:g}"
     rates = {title: by_far[far] for title, by_far in report["rates"].items()}
     verification = report.get("verification", {})
+    methods = list(dict.fromkeys(method for table in rates.values() for method in table))
+    colours = colours_of(methods)
     html.write(
         out / "index.html",
         "report.html",
-        {"figure": figure, "short": short, "shade": shade},
+        {"figure": figure, "short": short, "shade": shade, "side_by_side": side_by_side},
         report=report,
         cost=cost,
         far=far,
-        methods=list(dict.fromkeys(method for table in rates.values() for method in table)),
+        methods=methods,
         baselines=BENIGN,
-        colours=COLOURS,
-        other_colour=OTHER,
+        colours=colours,
         measures=measures,
         faces=_faces(report.get("pictures", {}).get("faces", {}), out, SIDE),
         photos=_faces(report.get("looks_on_photos", {}).get("faces", {}), out, PHOTO_SIDE),
         curves={
-            name: {"ROC": _roc(cells, report["fars"], f"roc{i}"), "DET": _det(cells, report["fars"], f"det{i}")}
+            name: {
+                "ROC": _roc(cells, report["fars"], f"roc{i}", colours),
+                "DET": _det(cells, report["fars"], f"det{i}", colours),
+            }
             for i, (name, cells) in enumerate(verification.items())
         },
         robustness={
-            title: _robustness(rows, f"changes{i}")
+            title: _robustness(rows, f"changes{i}", colours)
             for i, (title, rows) in enumerate(report.get("robustness", {}).items())
         },
-        scatter=_scatters(report.get("looks", {}), rates),
+        scatter=_scatters(report.get("looks", {}), rates, colours),
         command=_command(report["command"]),
     )
+
+
+def colours_of(methods: Sequence[str]) -> dict[str, str]:
+    """CSS colours by method."""
+    others = [method for method in methods if method not in COLOURS]
+    return COLOURS | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(others)}
 
 
 # ------------------------------------------------------------------------------------------- text
@@ -124,22 +137,22 @@ def _uri(path: Path, side: int) -> str:
 # No text of a user's is drawn: names are in the page's legends.
 
 
-def _roc(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str) -> str:
+def _roc(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str, colours: Colours) -> str:
     drawing, axes = _drawing(4.6, 3.4)
     for method, cells in methods.items():
-        axes.plot(cells["roc"]["far"], 100 * np.array(cells["roc"]["tar"]), **_line(method))
+        axes.plot(cells["roc"]["far"], 100 * np.array(cells["roc"]["tar"]), **_line(method, colours))
     _mark(axes, fars)
     axes.set(xscale="log", xlabel="false-accept rate", ylabel="true-accept rate, %", title="ROC", ylim=(-2, 102))
     return _svg(drawing, key)
 
 
-def _det(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str) -> str:
+def _det(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str, colours: Colours) -> str:
     """A curve ends where no mated pair is rejected any more: the axis has no zero. Empty when none ever is."""
     drawing, axes = _drawing(4.6, 3.4)
     drawn = False
     for method, cells in methods.items():
         missed = 100 * (1 - np.array(cells["roc"]["tar"]))
-        axes.plot(cells["roc"]["far"], np.where(missed > 1e-9, missed, np.nan), **_line(method))
+        axes.plot(cells["roc"]["far"], np.where(missed > 1e-9, missed, np.nan), **_line(method, colours))
         drawn = drawn or bool((missed > 1e-9).any())
     _mark(axes, fars)
     axes.set(xscale="log", yscale="log", xlabel="false-accept rate", ylabel="false-reject rate, %", title="DET")
@@ -149,11 +162,11 @@ def _det(methods: Mapping[str, Mapping[str, Any]], fars: list[float], key: str) 
     return _svg(drawing, key)
 
 
-def _line(method: str) -> dict[str, Any]:
+def _line(method: str, colours: Colours) -> dict[str, Any]:
     dashed = method in BENIGN
     style = (0, (4, 1.5)) if dashed else "-"
     return {
-        "color": _colour(method),
+        "color": _ink(colours[method]),
         "drawstyle": "steps-post",
         "linestyle": style,
         "linewidth": 1.3 if dashed else 1.8,
@@ -165,7 +178,7 @@ def _mark(axes: Any, fars: list[float]) -> None:
         axes.axvline(far, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
 
 
-def _robustness(rows: Mapping[str, Mapping[str, Cell]], key: str) -> str:
+def _robustness(rows: Mapping[str, Mapping[str, Cell]], key: str, colours: Colours) -> str:
     """Joint success per change, a line per method; side by side within a change, so that intervals can be seen."""
     drawing, axes = _drawing(5.2, 3.2)
     changes = list(next(iter(rows.values())))
@@ -174,14 +187,16 @@ def _robustness(rows: Mapping[str, Mapping[str, Cell]], key: str) -> str:
         rate, below, above = np.array([_bar(row[change]) for change in changes]).T * 100
         marker = {"marker": "s", "mfc": "none", "ls": "--"} if method in BENIGN else {"marker": "o", "ls": "-"}
         axes.errorbar(
-            at, rate, (below, above), color=_colour(method), markersize=4, linewidth=1.1, elinewidth=2, **marker
+            at, rate, (below, above), color=_ink(colours[method]), markersize=4, linewidth=1.1, elinewidth=2, **marker
         )
     axes.set_xticks(range(len(changes)), changes, rotation=35, ha="right", parse_math=False)
     axes.set(ylabel="joint success, %", ylim=(-4, 104))
     return _svg(drawing, key)
 
 
-def _scatters(looks: Mapping[str, Any], rates: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> dict[str, str]:
+def _scatters(
+    looks: Mapping[str, Any], rates: Mapping[str, Mapping[str, Mapping[str, Cell]]], colours: Colours
+) -> dict[str, str]:
     """set -> joint success against the trained realism AUC, where there is one."""
     result = {}
     for i, (title, table) in enumerate(rates.items()):
@@ -191,16 +206,18 @@ def _scatters(looks: Mapping[str, Any], rates: Mapping[str, Mapping[str, Mapping
             if TRAINED in looks.get(method, {}) and "joint success" in row
         }
         if points:
-            result[title] = _scatter(points, f"scatter{i}")
+            result[title] = _scatter(points, f"scatter{i}", colours)
     return result
 
 
-def _scatter(points: Mapping[str, tuple[Cell, Cell]], key: str) -> str:
+def _scatter(points: Mapping[str, tuple[Cell, Cell]], key: str, colours: Colours) -> str:
     drawing, axes = _drawing(4.6, 3.2)
     for method, (realism, success) in points.items():
         (x, left, right), (y, below, above) = _bar(realism), 100 * np.array(_bar(success))
         marker = {"fmt": "s", "mfc": "none"} if method in BENIGN else {"fmt": "o"}
-        axes.errorbar([x], [y], [[below], [above]], [[left], [right]], color=_colour(method), markersize=6, **marker)
+        axes.errorbar(
+            [x], [y], [[below], [above]], [[left], [right]], color=_ink(colours[method]), markersize=6, **marker
+        )
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
     axes.set(xlabel="realism AUC, trained (0.5: as a bare face)", ylabel="joint success, %", ylim=(-4, 104))
     axes.set_xlim(min(0.45, axes.get_xlim()[0]), 1.02)
@@ -213,8 +230,7 @@ def _bar(cell: Cell) -> tuple[float, float, float]:
     return rate, max(rate - low, 0.0), max(high - rate, 0.0)
 
 
-def _colour(method: str) -> str:
-    colour = COLOURS.get(method, OTHER)
+def _ink(colour: str) -> str:
     return INK if colour == "currentColor" else colour
 
 

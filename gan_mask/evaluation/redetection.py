@@ -18,12 +18,13 @@ from gan_mask import files, run_record
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation.protocol import batches
-from gan_mask.faces import FaceFinder, align, to_tensors
+from gan_mask.faces import Face, FaceFinder, align, to_tensors
 from gan_mask.landmarks import FRAMING
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder, fingerprint
 
 CLEAN_BATCH = 32  # clean faces that are embedded together
+HOG_LONGEST = 640  # px: larger pictures are shrunk to it before dlib's HOG detector searches them
 
 
 @dataclass
@@ -54,12 +55,16 @@ def redetect(
     finder: FaceFinder,
     device: str,
     names: Sequence[str] = (),
+    faces: Sequence[Sequence[Face]] | None = None,
 ) -> Redetected:
-    """images: uint8 (H, W, 3); names: what an error calls them. The largest face of each counts."""
+    """images: uint8 (H, W, 3); names: what an error calls them; faces: theirs, if `finder` was asked already.
+
+    The largest face of each counts.
+    """
     count = len(images)
-    faces = finder.find(list(images))
+    faces = finder.find(list(images)) if faces is None else faces
     rows = [i for i in range(count) if faces[i]]
-    seen = Redetected(np.array([bool(f) for f in faces]), np.array([bool(len(_hog()(image, 1))) for image in images]))
+    seen = Redetected(np.array([bool(f) for f in faces]), np.array([_hog_finds(image) for image in images]))
     crops, landmarks = to_tensors([align(images[i], faces[i][0].landmarks, *FRAMING) for i in rows], device)
     with torch.no_grad(), contract.naming([names[i] for i in rows] if names else []):
         for name, embedder in embedders.items():
@@ -78,6 +83,13 @@ def _spread(rows: Sequence[int], count: int, values: Tensor | None) -> np.ndarra
     result = np.full((count, *values.shape[1:]), np.nan, np.float32)
     result[list(rows)] = values.cpu().numpy()
     return result
+
+
+def _hog_finds(image: np.ndarray) -> bool:
+    """Whether dlib's HOG detector finds a face, with one upsampling."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((HOG_LONGEST, HOG_LONGEST))  # seconds and gigabytes on a large photo
+    return bool(len(_hog()(np.asarray(picture), 1)))
 
 
 @lru_cache(maxsize=1)

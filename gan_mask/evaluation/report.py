@@ -15,7 +15,7 @@ import torch
 from gan_mask._version import __version__
 from gan_mask.cli.methods import flat
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import groups, identification, rates, verification
+from gan_mask.evaluation import groups, identification, published, rates, verification
 from gan_mask.evaluation.clean import Clean
 from gan_mask.evaluation.intervals import Cell, interval, of_statistic
 from gan_mask.evaluation.options import EvaluationConfig
@@ -94,12 +94,20 @@ def figures_of(
         title: groups.table(seen, headline, networks, people, estimated) for title, networks in sets.items()
     }
 
+    # At the thresholds of other papers
+    notes: list[str] = []
+    if c.protocol:
+        thresholds = published.thresholds_of(c.protocol, e.embedders)
+        figures["published"], notes = published.figures_of(
+            c.protocol, thresholds, calibration, e.embedders, clean, seen, sets, people
+        )
+
     # Each recogniser by itself
-    notes = [f"{n}, FAR {far}: {why}" for n, found in calibration.items() for far, why in found["refused"].items()]
+    notes += [f"{n}, FAR {far}: {why}" for n, found in calibration.items() for far, why in found["refused"].items()]
     figures |= {"verification": {}, "identification": {}}
     for name in e.embedders:
-        thresholds, scores = calibration[name]["thresholds"], clean.impostor_scores(name)
-        figures["verification"][name] = verify(seen, scores, name, thresholds, people)
+        at_fars, scores = calibration[name]["thresholds"], clean.impostor_scores(name)
+        figures["verification"][name] = verify(seen, scores, name, at_fars, people)
         figures["identification"][name], refused = identify(redetected, clean, name, e.probes, c.distractors)
         notes += refused
 
@@ -175,7 +183,7 @@ def cost_of(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> dic
         "peak_memory_mb": round(memory),  # of the whole evaluation
         "methods": {
             name: {
-                "seconds_per_face": float(np.median(c["seconds"])),
+                "seconds_per_face": float(np.median(c["seconds"])) if "seconds" in c else None,  # of a folder: unknown
                 "iterations": interval(c["iterations"].astype(float), e.probes.identity, rate=False)
                 if "iterations" in c
                 else None,

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from gan_mask import attacks, files, run_record, templates
 from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.evaluation import redetection
+from gan_mask.evaluation.folders import Folder, places
+from gan_mask.evaluation.pictures import write_pngs
 from gan_mask.evaluation.protocol import Probes, batches
 from gan_mask.evaluation.redetection import CHANGES, Redetected
 from gan_mask.faces import FaceFinder, read_image, to_8_bit
@@ -35,7 +35,7 @@ class Experiment:
     out: Path
     photos: PreparedSet
     probes: Probes
-    methods: dict[str, attacks.Method]
+    methods: dict[str, attacks.Method | Folder]
     bank: Tensor | None  # (N, 3, h, w): probe i wears template i mod N; None: the one that suits it best
     texture_size: tuple[int, int]
     harmonise: bool
@@ -67,23 +67,31 @@ class Experiment:
         return self.out / "cache" / method / f"{rows.start:05d}.npz"
 
 
+GENERATOR = {"checkpoint", "weights", "generator_placement"}  # settings that its faces alone depend on
+
+
 def open_folder(out: Path, settings: Mapping[str, Any], methods: Sequence[str]) -> None:
     """Keep what an earlier run of the same settings left in OUT, to resume it; remove what other settings left.
 
-    With another checkpoint only the generator's faces are made again. methods: all that there are.
+    With another checkpoint only the generator's faces are made again, with other pictures in a `folder:` only those
+    are measured again. methods: all of ours that there are.
     """
     path = out / "cache" / "settings.json"
     before = run_record.read(path)
+    known = dict((before or {}).get("folders", {}))  # of runs without them, too: their faces are still there
     if changed := run_record.differences(before or {}, settings):
-        stale = ["generator"] if changed.keys() <= {"checkpoint", "weights", "generator_placement"} else methods
+        stale = ["generator"] if changed.keys() & GENERATOR else []
+        stale += [n for n, digest in settings["folders"].items() if known.get(n, digest) != digest]
+        everything = not changed.keys() <= GENERATOR | {"folders"}
         if before is not None:
-            what = "the generator's faces are" if stale == ["generator"] else "everything is"
+            what = "everything is" if everything else f"the faces of {' and '.join(stale)} are"
             print(f"{out}: {what} made again, because of {'; '.join(changed.values())}")
-        for method in stale:
+        for method in [*methods, *known] if everything else stale:
             for folder in (out / "cache" / method, out / "faces" / method):
                 shutil.rmtree(folder, ignore_errors=True)
+        known = {} if everything else known
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, settings)
+    files.write_json(path, {**settings, "folders": known | settings["folders"]})
     files.remove_leftovers(out)
 
 
@@ -99,10 +107,17 @@ def work(e: Experiment, process: int, processes: int) -> None:
 
 
 def _do(e: Experiment, method: str, rows: slice) -> None:
-    cost = write_masked(e, method, rows)
-    images = [read_image(path) for path in e.paths(method, rows)]
+    maker = e.methods[method]
+    if isinstance(maker, Folder):
+        images = maker.read(rows)
+        faces = e.finder.find(images)
+        extra = {"places": places(images, faces)}
+    else:
+        extra = write_masked(e, method, rows)
+        images = [read_image(path) for path in e.paths(method, rows)]
+        faces = e.finder.find(images)
     names = contract.sources(e.photos, e.probes.index[rows])
-    seen = redetection.redetect(images, e.embedders, e.detectors, e.finder, e.device, names)
+    seen = redetection.redetect(images, e.embedders, e.detectors, e.finder, e.device, names, faces)
     chosen = [int(i) - rows.start for i in e.changed_in(rows)]
     changed, changed_names = [images[i] for i in chosen], [names[i] for i in chosen]
     path = e.kept(method, rows)
@@ -111,12 +126,14 @@ def _do(e: Experiment, method: str, rows: slice) -> None:
         pictures = [change(image) for image in changed]
         under = redetection.redetect(pictures, e.embedders, e.detectors, e.finder, e.device, changed_names)
         redetection.save(path.with_suffix(f".{i}.npz"), under, {})
-    redetection.save(path, seen, cost)  # last: its presence says that the unit is done
+    redetection.save(path, seen, extra)  # last: its presence says that the unit is done
 
 
 @torch.no_grad()
 def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarray]:
     """One 8-bit PNG per probe; the seconds per face and, of optimised methods, the iterations (B,)."""
+    maker = e.methods[method]
+    assert not isinstance(maker, Folder), "a folder's pictures are there already"
     index = e.probes.index[rows]
     ((face, landmarks),) = batches(e.photos, index, len(index))
     face, landmarks = face.to(e.device), landmarks.to(e.device)
@@ -125,7 +142,7 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
         template = templates.harmonise(template, face, landmarks)
     started = time.perf_counter()
     with contract.naming(contract.sources(e.photos, index)):
-        masked, result = e.methods[method].mask(face, landmarks, template)
+        masked, result = maker.mask(face, landmarks, template)
     pictures = to_8_bit(masked)  # waits for the GPU, too
     cost = {"seconds": np.full(len(index), (time.perf_counter() - started) / len(index))}
     if result.iterations is not None:
@@ -134,22 +151,10 @@ def write_masked(e: Experiment, method: str, rows: slice) -> dict[str, np.ndarra
     return cost
 
 
-def write_pngs(paths: Sequence[Path], pictures: Iterable[np.ndarray]) -> None:
-    """uint8 (H, W, 3) each. In threads, so that the disk's answers are waited for together."""
-
-    def write(path: Path, picture: np.ndarray) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG", compress_level=1)  # half the time of 6
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(write, paths, pictures))
-
-
 def collect(
     e: Experiment,
 ) -> tuple[dict[str, Redetected], dict[str, dict[str, Redetected]], dict[str, dict[str, np.ndarray]]]:
-    """All units together: method -> its P files; method -> change -> some of them; costs (P,)."""
+    """All units together: method -> its P files; method -> change -> some of them; costs or places (P, ...)."""
     seen: dict[str, Redetected] = {}
     changed: dict[str, dict[str, Redetected]] = {}
     costs: dict[str, dict[str, np.ndarray]] = {}
@@ -165,11 +170,3 @@ def collect(
                 for i, change in enumerate(CHANGES)
             }
     return seen, changed, costs
-
-
-def strip(paths: Mapping[str, Sequence[Path]], columns: int = 8) -> Image.Image:
-    """A row of the same faces per method."""
-    count = len(next(iter(paths.values())))
-    chosen = np.linspace(0, count - 1, min(columns, count)).astype(int)
-    rows = [np.concatenate([read_image(p[i]) for i in chosen], 1) for p in paths.values()]
-    return Image.fromarray(np.concatenate(rows))

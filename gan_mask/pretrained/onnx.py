@@ -12,6 +12,7 @@ Keys of every sidecar (lists as JSON lists; sizes are [height, width]):
 An "embedder" adds
     template         the five points (eyes, nose tip, mouth corners; left and right as seen) in the chip, pixels
     thresholds       optional: {"cosine": {"0.01": ..., "0.001": ...}, "provenance": {...}}
+    published        optional: {"amtgan": "IR152"}, which network of thresholds.PUBLISHED it is
 An "ssd" (one network output of raw boxes, one of two logits per anchor) adds
     outputs          {"boxes": index of the output, "logits": index}
     classes          columns of the logits: {"mask": 0, "bare": 1}
@@ -120,6 +121,7 @@ OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "licence": _text,
     "training_data": _text,
     "thresholds": _any,  # by thresholds.checked
+    "published": lambda v: isinstance(v, dict) and all(v[k] in thresholds.PUBLISHED.get(k, ()) for k in v),
     "background_class": _index,
 }
 
@@ -286,6 +288,7 @@ class OnnxEmbedder(Embedder):
     def __init__(self, path: Path, sidecar: dict[str, Any]):
         super().__init__()
         self.name, self.size = f"onnx:{path}", _sized(sidecar)
+        self.published = sidecar.get("published", {})
         self.thresholds = thresholds.checked(sidecar["thresholds"], str(path)) if "thresholds" in sidecar else {}
         self.template = torch.tensor(sidecar["template"], dtype=torch.float32)
         self.normalise = Normalise(sidecar)

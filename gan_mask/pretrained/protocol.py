@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class Embedder(Frozen):
 
     thresholds: Mapping[str, float]  # FAR as text, such as "0.001" -> cosine similarity
     weights_sha256: str
+    published: Mapping[str, str] = MappingProxyType({})  # protocol -> which of its networks this is: PUBLISHED
 
     def forward(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         return F.normalize(self.embed(faces, landmarks).float(), dim=1)
@@ -81,17 +83,6 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         if image.shape[-2:] == (height, width):
             return image
         return F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=True)
-
-
-def weights_digest(network: Any) -> str:
-    """SHA-256 of a network's weights, whatever its name, file and sidecar; of its name where it has none."""
-    digest = hashlib.sha256()
-    tensors = list(getattr(network, "net", network).state_dict().values())
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
-    if not tensors:
-        digest.update(network.name.encode())
-    return digest.hexdigest()
 
 
 def fingerprints(embedders: Mapping[str, nn.Module], detectors: Mapping[str, nn.Module]) -> dict[str, str]:

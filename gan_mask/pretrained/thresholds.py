@@ -16,6 +16,15 @@ FARS = (0.01, 0.001)
 FURTHER = (0.0001,)  # where there are pairs enough
 SHIPPED = Path(__file__).parent.parent / "assets" / "thresholds"
 CALIBRATED = Path.home() / ".cache" / "gan_mask" / "thresholds"
+# Of lines of papers, by their networks: what --protocol of the evaluation compares with. FAR as text -> cosine.
+PUBLISHED = {
+    "amtgan": {  # AMT-GAN (arXiv 2203.03121) and what came after it, on their own crops of LFW
+        "IR152": {"0.1": 0.094632, "0.01": 0.166788, "0.001": 0.227922},
+        "IRSE50": {"0.1": 0.144840, "0.01": 0.241045, "0.001": 0.312703},
+        "FaceNet": {"0.1": 0.256587, "0.01": 0.409131, "0.001": 0.591191},
+        "MobileFace": {"0.1": 0.183635, "0.01": 0.301611, "0.001": 0.380878},
+    }
+}
 BINS_PER_UNIT = 100_000  # cosine similarities are counted in steps of 1e-5
 BLOCK = 1024
 

@@ -32,7 +32,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator, load_generator
 from gan_mask.networks import OWN, GeneratorConfig
 from gan_mask.pretrained import contract
-from gan_mask.pretrained.protocol import fingerprint, weights_digest
+from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.training.camera import Photographed
 from gan_mask.training.discriminator import make as make_discriminator
 from gan_mask.training.health import Health
@@ -145,7 +145,7 @@ def networks_of(
         shape_bound=c.shape_bound, light_bound=c.light_bound, kernel=c.kernel, residual_bound=c.residual_bound,
         placement=c.placement, softness=c.softness, size=photos.size, margin=photos.margin,
         default_template=default_template(c), trained_against=trained_against(c),
-        trained_against_weights=tuple(map(weights_digest, (*surrogates.embedders, *surrogates.detectors))),
+        trained_against_weights=tuple(map(files.weights_digest, (*surrogates.embedders, *surrogates.detectors))),
     )  # fmt: skip
     generator = Generator(config)
     if c.start and not has_checkpoint(Path(c.out)):
