@@ -36,7 +36,7 @@ def photo_input(label: str, name: str, sources: Sequence[str], height: int) -> g
     image = gr.Image(
         label=label, sources=[*sources], type="filepath", image_mode=None, height=height, buttons=[], elem_id=name
     )
-    image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+    image.preprocess = lambda payload: payload.path if payload else None
     return image
 
 

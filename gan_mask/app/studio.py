@@ -21,7 +21,7 @@ from gan_mask.masking import PlacementName
 from gan_mask.sampling.batch import process
 from gan_mask.sampling.folder import Targets
 from gan_mask.sampling.masker import Row
-from gan_mask.sampling.options import SampleConfig
+from gan_mask.sampling.options import MethodName, SampleConfig
 from gan_mask.sampling.output import window_of
 from gan_mask.sampling.sampler import Sampler, checkpoint_name, checkpoint_of, load, make_masker
 
@@ -33,7 +33,7 @@ class Way(NamedTuple):
     """A method as the page offers it."""
 
     label: str
-    method: str  # as sample.py has it
+    method: MethodName
     refined: bool = False
 
     @property

@@ -9,6 +9,8 @@ from gan_mask import attacks
 from gan_mask.masking import PlacementName
 from gan_mask.values import FRACTION, SEED, Range, option
 
+MethodName = Literal["plain", "dm", "advnoise-dm", "mf2m", "advface", "generator"]
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -23,9 +25,7 @@ class SampleConfig:
     largest: bool = option(False, "only the largest face of each photo")
     min_score: float = option(0.9, "lowest score of a face, in [0, 1]", within=FRACTION)
 
-    method: Literal["plain", "dm", "advnoise-dm", "mf2m", "advface", "generator"] = option(
-        "generator", "what makes the masks", group="masks"
-    )
+    method: MethodName = option("generator", "what makes the masks", group="masks")
     checkpoint: str | None = option(
         None, "generator: its folder, or a run folder of train.py", shown="the shipped one", metavar="CHECKPOINT"
     )

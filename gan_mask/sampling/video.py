@@ -204,8 +204,8 @@ def score(sampler: Sampler, rows: Sequence[Row], looks: dict[int, list[Look]]) -
     with clips.reading(sampler.out / rows[0]["written"]) as written:
         for index, frame in enumerate(written.read()):
             if index in looks:
-                for one, again in zip(looks[index], _again(sampler, frame, looks[index]), strict=True):
-                    after[one.track].append(again)
+                for one, seen in zip(looks[index], _again(sampler, frame, looks[index]), strict=True):
+                    after[one.track].append(seen)
     by_face = {
         row["face"]: [one for many in looks.values() for one in many if one.track == row["face"]] for row in rows
     }
