@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import signal
+import socket
 import tempfile
 import threading
 import zipfile
@@ -45,6 +46,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             threading.Event().wait()
 
 
+def check_address(c: AppConfig) -> None:
+    """GanMaskError where nobody can listen there; said before networks are loaded."""
+    with socket.socket(socket.AF_INET6 if ":" in c.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: one that just ended is no obstacle
+        try:
+            probe.bind((c.host, c.port))
+        except OSError as error:
+            raise GanMaskError(
+                f"--host {c.host} --port {c.port}: cannot listen there ({error.strerror}); choose another"
+            ) from error
+
+
 @contextmanager
 def served(c: AppConfig) -> Iterator[str]:
     """The page, at the address that this yields, as long as the `with` block runs.
@@ -52,23 +65,19 @@ def served(c: AppConfig) -> Iterator[str]:
     GanMaskError for wrong options, a port in use, and where Gradio is not installed.
     """
     values.check(c)
+    check_address(c)
     with tempfile.TemporaryDirectory(prefix="gan_mask-app-") as name:
         folder = Path(name)
         page = _page(folder)
         (folder / "results").mkdir()
         blocks = page.build(Studio(c, folder / "results"), examples(folder / "examples"))
         blocks.queue(max_size=c.waiting)
-        try:
-            _, address, _ = blocks.launch(
-                server_name=c.host, server_port=c.port, max_file_size=f"{c.megabytes}mb", share=False, quiet=True,
-                prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
-                pwa=False, enable_monitoring=False, mcp_server=False, app_kwargs={"middleware": [_policy()]},
-                allowed_paths=[str(folder / "examples")], **page.look(),
-            )  # fmt: skip
-        except OSError as error:
-            raise GanMaskError(
-                f"--port {c.port} of --host {c.host} is not to be had; choose another ({error})"
-            ) from error
+        _, address, _ = blocks.launch(
+            server_name=c.host, server_port=c.port, max_file_size=f"{c.megabytes}mb", share=False, quiet=True,
+            prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
+            pwa=False, enable_monitoring=False, mcp_server=False, app_kwargs={"middleware": [_policy()]},
+            allowed_paths=[str(folder / "examples")], **page.look(),
+        )  # fmt: skip
         try:
             yield address
         finally:
