@@ -17,6 +17,11 @@ TEMPLATES = Path(__file__).parent / "assets" / "page"
 
 
 def write(path: Path, template: str, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> None:
+    """A file of what `render` gives."""
+    files.write_text(path, render(template, filters, **values))
+
+
+def render(template: str, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
     """Values may hold anything, they are shown as text (unless the template marks them as safe)."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -28,7 +33,7 @@ def write(path: Path, template: str, filters: dict[str, Callable[..., Any]] | No
     environment.filters |= filters or {}
     html = environment.get_template(template).render(**values)
     # File names need not be UTF-8, the page is.
-    files.write_text(path, html.encode("utf-8", "backslashreplace").decode())
+    return html.encode("utf-8", "backslashreplace").decode()
 
 
 def data_uri(image: Image.Image, side: int, enlarge: bool = False) -> str:

@@ -20,6 +20,7 @@ CONTRAST = (0.6, 1.3)  # least and largest factor on the template's luminance
 BANDS = (1.0, 2.0, 4.0)  # texels of 72 rows: where its detail is cut into bands, each with a contrast of its own
 BAND_CONTRAST = (0.6, 2.0)
 COLOUR_CONTRAST = (0.5, 2.5)  # of the template's finer colour
+OUTLIERS = 0.01  # of the wearer's texels, whose colours say nothing about what suits them
 FINEST, COLOUR = 1.45, 1.2  # how much stronger than the wearer's, since sampling at the photo's pixels takes from both
 
 # What of a face's geometry should be alike; a squared difference counts 1 / spread^2. The spreads are of the order of
@@ -49,7 +50,17 @@ def adapt(templates: Tensor, own: Tensor) -> Tensor:
     light = light + (_contrast(form, own_form, 1.0, 0.01, CONTRAST) - 1) * form
     coarse, own_coarse = (blurred(x, COLOUR_BLUR * own.shape[2] / 72) for x in (colour, own_colour))
     fine = colour - coarse
-    return light + own_coarse + _contrast(fine, own_colour - own_coarse, COLOUR, 0.002, COLOUR_CONTRAST) * fine
+    colour = own_coarse + _contrast(fine, own_colour - own_coarse, COLOUR, 0.002, COLOUR_CONTRAST) * fine
+    return light + torch.minimum(torch.maximum(colour, _least(own_colour)), -_least(-own_colour))
+
+
+def _least(colour: Tensor) -> Tensor:
+    """The least of each channel that the wearer's colours (B, 3, h, w) or grey have, but for outliers: (B, 3, 1, 1).
+
+    Strengthened detail of colour goes beyond it: teeth among red lips would turn green.
+    """
+    flat = colour.flatten(2)
+    return flat.kthvalue(max(1, round(OUTLIERS * flat.shape[2])), 2).values.clamp(max=0)[..., None, None]
 
 
 def _contrast(detail: Tensor, own: Tensor, gain: float, noise: float, bounds: tuple[float, float]) -> Tensor:

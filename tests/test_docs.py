@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY
+from packaging.version import Version
 
 import gan_mask
 
@@ -65,6 +67,20 @@ def test_the_citation_names_this_version_and_the_paper() -> None:
         rf"^## {re.escape(gan_mask.__version__)}\b", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE
     )
     assert citation["references"][0]["url"].endswith("2201.06427")
+
+
+def test_the_space_installs_what_the_package_needs() -> None:
+    """Gradio itself is the Space's own, of the version in the header."""
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    needed = (setup["options"]["install_requires"] + setup["options.extras_require"]["app"]).split()
+    space = REPOSITORY / "docs" / "space"
+    lines = (space / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [n for n in needed if not n.startswith("gradio")]
+    header = yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert header["sdk"] == "gradio" and (space / header["app_file"]).is_file()
+    (gradio,) = (n for n in needed if n.startswith("gradio"))
+    assert Version(header["sdk_version"]) >= Version(gradio.removeprefix("gradio>="))
 
 
 def test_workflows_run_targets_that_exist() -> None:

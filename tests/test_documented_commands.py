@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import create_autospec
@@ -30,6 +31,7 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, embedded_photo
+from PIL import Image
 from test_pretrained import tiny_classifier
 
 from gan_mask.training.options import TrainConfig
@@ -44,6 +46,7 @@ NEEDED = {
     "gan_mask.shards": "PREPARED OUT",
     "train.py": "--data PREPARED --out RUN",
     "sample.py": "--faces PHOTOS --out MASKED",
+    "gan_mask.app": "",
     "gan_mask.evaluation": "--data PREPARED --checkpoint CHECKPOINT --out report",
     "gan_mask.harden": "--data PREPARED --checkpoint CHECKPOINT --out HARD",
     "gan_mask.harden.table": "--data PREPARED --out TABLE",
@@ -82,7 +85,7 @@ VALUES = {
 }
 DLIB_PREDICTOR = dlib.shape_predictor
 ATTACK_TOOLS = ("art", "foolbox", "torchattacks")  # of others, to be imported; not everybody has them
-OTHERS = {"curl", "export"}  # programs of others, shown without anything of ours
+OTHERS = {"curl", "export", "hf"}  # programs of others, shown without anything of ours
 
 
 class Shown(NamedTuple):
@@ -272,6 +275,7 @@ def stock(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     shutil.copy(folder / "people/id_0004/view_1.webp", folder / "photos/id_0004_view_1.webp")
     (folder / "prepared").symlink_to(prepared)
+    make_clip(folder / "clip.mp4", folder / "people/id_0004/view_1.webp")
     shards.write(prepared, folder / "shards")
     test = PreparedSet(prepared, "test")
     save_probes(test, np.arange(len(test)), folder / "probes")
@@ -285,6 +289,20 @@ def stock(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "embedder.json").write_text(json.dumps(sidecar | embedder))
     (folder / "IR152.json").write_text(json.dumps(sidecar | embedder | {"published": {"amtgan": "IR152"}}))
     return folder
+
+
+def make_clip(path: Path, photo: Path) -> None:
+    """Three frames of a photo."""
+    av = pytest.importorskip("av", reason="needs the extra [video]")
+    with Image.open(photo) as picture:
+        frame = av.VideoFrame.from_image(picture.convert("RGB"))
+    with av.open(str(path), "w") as clip:
+        stream = clip.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+        for time in range(3):
+            frame.pts, frame.time_base = time, Fraction(1, 10)
+            clip.mux(stream.encode(frame))
+        clip.mux(stream.encode(None))
 
 
 @functools.cache
@@ -307,7 +325,7 @@ def desk(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stands_for = {
         "people": ["SRC"], "people.zip": ["lfw.zip"], "photos": ["PHOTOS", "demo/photos"],
         "prepared": ["PREPARED", "LFW160", "lfw160", "data/lfw", "faces/prepared"], "shards": ["OUT"],
-        "photos/id_0004_view_1.webp": ["FILE", "photo.jpg"],
+        "photos/id_0004_view_1.webp": ["FILE", "photo.jpg"], "clip.mp4": ["clip.mp4"],
     }  # fmt: skip
     for thing, names in stands_for.items():
         for name in names:

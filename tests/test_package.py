@@ -16,7 +16,7 @@ from PIL import Image
 # What training must not need: docs/dependencies.md
 OPTIONAL = (
     "albumentations", "cv2", "dlib", "face_recognition_models", "facenet_pytorch", "lpips", "onnx", "onnx2torch",
-    "onnxruntime", "scipy", "skimage", "tensorboard", "matplotlib", "webdataset",
+    "onnxruntime", "av", "gradio", "scipy", "skimage", "tensorboard", "matplotlib", "webdataset",
 )  # fmt: skip
 
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL}))  # None: ImportError\n"

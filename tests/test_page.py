@@ -7,8 +7,6 @@ import copy
 import io
 import re
 import shlex
-import shutil
-from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from gan_mask.cli.methods import flat, parse_with_attack
 from gan_mask.evaluation import page
 from gan_mask.evaluation.options import EvaluationConfig
 from gan_mask.evaluation.realism import FROZEN, TRAINED
-from gan_mask.sampling import gallery
+from gan_mask.sampling import contact_sheet, gallery
 from gan_mask.sampling.contact_sheet import Pair
+from gan_mask.sampling.verdicts import outcome, severity, verdicts
 
 METHODS = ["none", "plain", "dm", "mf2m", "generator"]
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
@@ -293,25 +292,6 @@ def test_names_are_text_whatever_they_contain(report: dict[str, Any], out: Path)
 # ------------------------------------------------------------------------------------------- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium with chromedriver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as opened:
-        yield opened
-
-
 def show(browser: Any, path: Path, width: int) -> None:
     screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
@@ -407,3 +387,76 @@ def test_a_click_or_enter_shows_a_face_of_the_gallery_large(browser: Any, tmp_pa
         assert slider.get_attribute("value") == "50"  # where it was before the click
         chains(browser).click_and_hold(slider).move_by_offset(60, 0).release().perform()
         assert shown() == small and float(slider.get_attribute("value")) > 55
+
+
+# ------------------------------------------------------------------------------------------- verdicts
+
+
+def row(photo: str, similarity: float = 0.2, logit: float = -3.0, found: int = 1) -> dict[str, Any]:
+    """As the table has it; the threshold is 0.5."""
+    told = {"photo": photo, "face_found_after": found, "mask_logit_before_classifier": -4.0}
+    seen = {"similarity_dlib": similarity, "threshold_dlib": 0.5, "mask_logit_after_classifier": logit}
+    return told | (seen if found else {})
+
+
+ROWS = [
+    row("fine.jpg"), row("lost.jpg", found=0), row("reported.jpg", logit=2.0), row("recognised.jpg", 0.75),
+    row("both.jpg", 0.9, 1.0),
+]  # fmt: skip
+
+
+def judged(told: dict[str, Any], picture: Image.Image) -> Pair:
+    return Pair(picture, picture, [told["photo"]], verdicts(told), outcome(told))
+
+
+def test_faces_where_something_went_wrong_come_first(tmp_path: Path) -> None:
+    ordered = sorted(ROWS, key=severity)
+    names = ["both.jpg", "recognised.jpg", "reported.jpg", "lost.jpg", "fine.jpg"]
+    assert [told["photo"] for told in ordered] == names
+    gallery.write([judged(told, grainy(0, 256)) for told in ordered], "5 faces", tmp_path / "gallery.html")
+    read = Page((tmp_path / "gallery.html").read_text(encoding="utf-8"))
+    places = [read.text.index(word) for word in ("Recognised", *names[:2], "Mask reported", names[2], "Face lost")]
+    assert places == sorted(places)
+    assert "similarity 0.75, threshold 0.50" in read.text and "mask 88 %, threshold 50 %" in read.text
+
+
+def test_a_bar_ends_where_the_network_stands_to_its_threshold() -> None:
+    (recogniser, detector) = verdicts(row("a", 0.75, 0.0))
+    assert recogniser.share == 0.75 and recogniser.failed  # half way from the threshold, the middle, to 1
+    assert detector.share == 0.5 and not detector.failed
+    assert [v.share for v in verdicts(row("a", -0.9, -800.0))] == [0.0, 0.0]
+    assert verdicts(row("a", 0.5))[0].failed  # at the threshold it is accepted
+
+
+def test_the_overview_draws_each_verdict_in_its_colour(tmp_path: Path) -> None:
+    contact_sheet.contact_sheet([judged(row("a.jpg", 0.75), grainy(0, 256))], "1 face", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)[40 + contact_sheet.TILE :, -12 - 12 - contact_sheet.BAR :]
+    bad, good = (
+        (pixels == np.array(ImageColor.getrgb(colour))).all(2) for colour in (contact_sheet.BAD, contact_sheet.GOOD)
+    )
+    assert bad.any(0).sum() == pytest.approx(0.75 * contact_sheet.BAR, abs=3)  # less the tick
+    assert good.any(0).sum() == pytest.approx(0.047 * contact_sheet.BAR, abs=3)
+
+
+def test_a_gallery_of_200_faces_loads_in_two_seconds_and_is_read_aloud(browser: Any, tmp_path: Path) -> None:
+    pictures = [grainy(i, 400) for i in range(4)]
+    chosen = sorted((ROWS[i % 5] for i in range(200)), key=severity)
+    gallery.write([judged(told, pictures[i % 4]) for i, told in enumerate(chosen)], "200", tmp_path / "gallery.html")
+    for width in (400, 1280):
+        show(browser, tmp_path / "gallery.html", width)
+        timing = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+        assert 0 < browser.execute_script(timing) < 2000
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    told = [(n.get("role", {}).get("value"), n.get("name", {}).get("value")) for n in nodes if not n.get("ignored")]
+    assert ("heading", "Recognised 80") in told and ("link", "mask reported 40") in told
+    assert sum(role == "slider" for role, _ in told) == 201
+    assert ("slider", "unmasked part of both.jpg, per cent") in told
+    spoken = " ".join(name for role, name in told if role == "StaticText" and name)
+    assert "same person" in spoken and "similarity 0.90, threshold 0.50" in spoken
+    browser.find_element("css selector", "nav a").send_keys("\ue004\ue004")
+    for _ in range(6):  # the other links, all faces, the first face
+        browser.switch_to.active_element.send_keys("\ue004")
+        if browser.switch_to.active_element.get_attribute("aria-label"):
+            break
+    assert browser.switch_to.active_element.get_attribute("aria-label") == "unmasked part of both.jpg, per cent"

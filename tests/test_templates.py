@@ -156,6 +156,18 @@ def test_adapted_templates_have_the_wearers_contrast_in_detail_of_each_size() ->
         assert finest > min(before, 0.8)
 
 
+def test_no_colour_of_an_adapted_template_is_strange_to_the_wearer() -> None:
+    """Strengthened, teeth between red lips turned green."""
+    faces, landmarks = templates._people()
+    own = masking.unwrap(faces, landmarks)
+    texture = templates.load_all(templates.best(faces, landmarks))
+    colours, worn = (x - likeness.luminance(x) for x in (own, likeness.adapt(texture, own)))
+    low, high = (np.quantile(colours.flatten(2).numpy(), q, 2) for q in (0.005, 0.995))
+    worn = worn.flatten(2).numpy()
+    assert (worn.min(2) >= np.minimum(low, 0) - 0.01).all()
+    assert (worn.max(2) <= np.maximum(high, 0) + 0.01).all()
+
+
 def test_a_photo_as_a_template_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(templates.ASSETS / "synthfaces.zip") as archive:
         (tmp_path / "me.webp").write_bytes(archive.read("synthfaces/id_0002/view_1.webp"))

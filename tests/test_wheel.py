@@ -40,7 +40,7 @@ def test_the_wheel_holds_all_that_is_needed(built: Path) -> None:
     assert {f"gan_mask/{name}" for name in NEEDED} <= set(names)
     assert not [n for n in names if n.split("/")[0] not in ("gan_mask", names[-1].split("/")[0]) or "test" in n]
     assert any(n.endswith("licenses/NOTICE") for n in names)
-    for command in ("prepare", "train", "sample", "evaluate", "harden"):
+    for command in ("prepare", "train", "sample", "app", "evaluate", "harden"):
         assert f"gan-mask-{command} = " in entry_points
     assert wheel.stat().st_size < 15e6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -29,7 +30,8 @@ class AdvFace(Optimised):
         options: Options = Options(),  # noqa: B008  (frozen)
         start: Generator | None = None,
     ) -> None:
-        super().__init__(surrogates, options)
+        # Augmentations keep noise from leaning on single pixels; a smooth face has none, and they cost success.
+        super().__init__(surrogates, replace(options, diversity=0.0))
         self.start = start
         if start is not None:
             self.bounds, self.texture_size = start.net.bounds, start.texture_size

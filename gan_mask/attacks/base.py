@@ -58,11 +58,21 @@ class Method:
         """
         result = self.apply(faces, landmarks, templates)
         if result.textures is not None:
-            size = (result.textures.shape[2], result.textures.shape[3])
-            own = masking.unwrap(faces, landmarks, size)
-            for photo, points, texture, beneath in zip(photos, marks, result.textures, own, strict=True):
-                wear_on_photo(photo, points, texture.detach(), beneath, self.placement, self.softness)
+            self.wear_on_photos(photos, marks, faces, landmarks, result.textures)
         return result
+
+    def wear_on_photos(
+        self,
+        photos: Sequence[np.ndarray],
+        marks: Sequence[np.ndarray],
+        faces: Tensor,
+        landmarks: Tensor,
+        textures: Tensor,
+    ) -> None:
+        """Put textures (B, 3, h, w) that are made already on photos, in place; other arguments as `mask_photos` has."""
+        own = masking.unwrap(faces, landmarks, (textures.shape[2], textures.shape[3]))
+        for photo, points, texture, beneath in zip(photos, marks, textures, own, strict=True):
+            wear_on_photo(photo, points, texture.detach(), beneath, self.placement, self.softness)
 
 
 class Painted(Method):

@@ -25,7 +25,7 @@ class Options:
     smooth: float = option(
         10.0, "mf2m: weight of the total variation of the kernels and of the texture's change", within=WEIGHT
     )
-    face_rate: float = option(0.12, "advface: Adam's learning rate, in units of the bounds", within=WEIGHT)
+    face_rate: float = option(0.3, "advface: Adam's learning rate, in units of the bounds", within=WEIGHT)
     plausible: float = option(0.05, "advface: weight of how far the lower face is from those of people", within=WEIGHT)
     refine: int = option(
         0,
@@ -33,7 +33,9 @@ class Options:
         within=Range(0, 2**31 - 1),
     )
     diversity: float = option(
-        0.5, "strength of the augmentations before the surrogates; 0: none, 1: as in training", within=Range(0, 10)
+        0.5,
+        "advnoise-dm, mf2m: strength of the augmentations before the surrogates; 0: none, 1: as in training",
+        within=Range(0, 10),
     )
     dodging_margin: float = option(
         0.25, "how far below the threshold to get, in units of 1 - threshold", within=Range(0, 2)

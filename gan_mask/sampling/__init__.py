@@ -2,7 +2,7 @@
 
 Every face of every photo (or only the largest) wears a mask, at the photo's full size. OUT receives
 
-- each masked photo under the same relative path and name, tagged as not an original photograph;
+- each masked photo, or the clip, under the same relative path and name, tagged as not an original photograph;
 - results.csv, one row per face, and one per photo that has none, or cannot be read or written;
 - overview.png, unmasked and masked faces side by side.
 

@@ -61,7 +61,7 @@ def _write(sampler: Sampler, photo: Photo, targets: Targets) -> list[Row]:
     original = photo_writer.read_original(sampler.source / photo.name)
     target, note = targets.same, ""
     if not original.keeps_format:
-        target = targets.png
+        target = targets.other
         reason = "only the first picture of an animation" if original.frames > 1 else f"{original.format} holds no tag"
         note = f"written as PNG ({reason})"
     notes = [", ".join(filter(None, (note, face.doubt))) for face in photo.faces]

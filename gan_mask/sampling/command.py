@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +14,13 @@ from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage, forget_old_shapes
 from gan_mask.pretrained.protocol import fingerprints
 from gan_mask.sampling.batch import process
+from gan_mask.sampling.clip import is_clip
 from gan_mask.sampling.folder import (
     GALLERY,
     OVERVIEW,
     TABLE,
     Journal,
+    Targets,
     check_folders,
     find_photos,
     find_targets,
@@ -28,6 +30,7 @@ from gan_mask.sampling.masker import Photo, Row
 from gan_mask.sampling.options import SampleConfig
 from gan_mask.sampling.output import print_old_copies, print_summary, write_gallery, write_overview, write_table
 from gan_mask.sampling.sampler import Sampler, checkpoint_of, load
+from gan_mask.sampling.video import mask_clip
 
 T = TypeVar("T")
 
@@ -49,6 +52,8 @@ def _sample(c: SampleConfig, folder: Path) -> list[Row]:
     source, out = Path(c.faces), Path(c.out)
     names, problems = find_photos(source)
     if not names:
+        if clips := sorted(path for path in source.iterdir() if is_clip(path)):
+            raise GanMaskError(f"--faces {source}: no photos in it, and clips are named one by one: --faces {clips[0]}")
         raise GanMaskError(f"--faces {source}: no image files in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
     sampler = load(c)
     files.remove_leftovers(out)
@@ -59,11 +64,11 @@ def _sample(c: SampleConfig, folder: Path) -> list[Row]:
     todo = [name for name in names if not journal.finished(name, targets[name])]
     if len(todo) < len(names):
         print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
-    with cli.Progress(total=len(todo), desc="photos", unit="photo") as bar:
-        for batch, unreadable in ahead(batches(sampler, todo)):
-            done = process(sampler, batch, targets) if batch else {}
-            journal.add(done | unreadable)
-            bar.update(len(done) + len(unreadable))
+    if is_clip(source) and source.is_file():
+        for name in todo:
+            journal.add({name: mask_clip(sampler, name, targets[name])})
+    else:
+        mask_photos(sampler, todo, targets, journal)
 
     # Table and pictures of all photos
     rows = [row for name in names for row in journal.entries[name]["rows"]] + problems
@@ -74,6 +79,14 @@ def _sample(c: SampleConfig, folder: Path) -> list[Row]:
     print_summary(rows, sampler)
     print_old_copies(old_copies(out, {row["written"] for row in rows if "written" in row}), out)
     return rows
+
+
+def mask_photos(sampler: Sampler, todo: Sequence[str], targets: Mapping[str, Targets], journal: Journal) -> None:
+    with cli.Progress(total=len(todo), desc="photos", unit="photo") as bar:
+        for batch, unreadable in ahead(batches(sampler, todo)):
+            done = process(sampler, batch, targets) if batch else {}
+            journal.add(done | unreadable)
+            bar.update(len(done) + len(unreadable))
 
 
 def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[tuple[list[Photo], dict[str, list[Row]]]]:

@@ -15,6 +15,7 @@ from gan_mask.data.folder_or_zip import walk
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage
 from gan_mask.sampling import photo_writer
+from gan_mask.sampling.clip import is_clip
 from gan_mask.sampling.masker import Row
 
 JOURNAL = ".sample.jsonl"  # in OUT: the settings, then one line per finished photo
@@ -25,7 +26,7 @@ class Targets(NamedTuple):
     """Where in OUT the masked copy of a photo goes."""
 
     same: str  # if it keeps its format
-    png: str  # if it does not
+    other: str  # if it becomes a PNG, or of a clip Matroska
 
 
 def find_photos(source: Path) -> tuple[list[str], list[Row]]:
@@ -56,8 +57,9 @@ def find_targets(names: Sequence[str]) -> dict[str, Targets]:
     targets = {}
     for name in names:
         stem, suffix = os.path.splitext(name)
-        png = f"{stem}.png" if stems[_alike(stem)] == 1 else f"{name}.png"
-        targets[name] = Targets(same[name], same[name] if suffix.lower() == ".png" else _free(png, taken))
+        ending = ".mkv" if is_clip(name) else ".png"
+        other = f"{stem}{ending}" if stems[_alike(stem)] == 1 else f"{name}{ending}"
+        targets[name] = Targets(same[name], same[name] if suffix.lower() == ending else _free(other, taken))
     return targets
 
 

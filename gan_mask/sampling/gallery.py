@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gan_mask import html
 from gan_mask.sampling.contact_sheet import Pair
@@ -13,14 +14,16 @@ BYTES = 14_000_000  # of all pictures together, as far as these sides allow
 
 
 def write(pairs: Sequence[Pair], title: str, path: Path) -> None:
-    """`path`, HTML, below 15 MB for 200 pairs. Captions and title may hold anything, they are shown as text."""
-    shown = [(_pictures(pair, BYTES // len(pairs)), list(pair.caption)) for pair in pairs]
-    html.write(
-        path,
-        "gallery.html",
-        title=title,
-        pairs=[{"before": before, "after": after, "caption": caption} for (before, after), caption in shown],
-    )
+    """`path`, HTML, below 15 MB for 200 pairs, which are grouped by outcome in the order of the first of each.
+
+    Captions and title may hold anything, they are shown as text.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for pair in pairs:
+        before, after = _pictures(pair, BYTES // len(pairs))
+        shown = {"before": before, "after": after, "caption": list(pair.caption), "verdicts": pair.verdicts}
+        groups.setdefault(pair.outcome, []).append(shown)
+    html.write(path, "gallery.html", title=title, groups=groups)
 
 
 def _pictures(pair: Pair, most: int) -> tuple[str, str]:

@@ -61,9 +61,7 @@ class Masker:
         for part, cut in zip(parts(wearers, self.batch_size), parts(aligned, self.batch_size), strict=True):
             crops, landmarks = to_tensors(cut, self.device)
             names = self.choose_templates(part, crops, landmarks)
-            bank = self._textures(names)
-            if self.harmonise:
-                bank = templates.harmonise(bank, crops, landmarks)
+            bank = self.bank(names, crops, landmarks)
             images, marks = [photo.image for photo, _ in part], [photo.faces[index].landmarks for photo, index in part]
             with contract.naming([photo.name for photo, _ in part]):
                 result = self.method.mask_photos(images, marks, crops, landmarks, bank)
@@ -82,11 +80,12 @@ class Masker:
             return [random.Random(f"{self.seed} {photo.name} {face}").choice(faces) for photo, face in wearers]
         return [self.template] * len(wearers)
 
-    def _textures(self, names: Sequence[str]) -> Tensor:
-        """(N, 3, h, w), of the templates of these names."""
+    def bank(self, names: Sequence[str], crops: Tensor, landmarks: Tensor) -> Tensor:
+        """(N, 3, h, w), of the templates of these names for these wearers."""
         size = self.method.texture_size
         bank = templates.load_all(names, size) if self.own is None else self.own.expand(len(names), -1, -1, -1)
-        return bank.to(self.device)
+        bank = bank.to(self.device)
+        return templates.harmonise(bank, crops, landmarks) if self.harmonise else bank
 
 
 def template_of(generator: Generator | None, template: str | None) -> tuple[str, Tensor | None]:

@@ -10,15 +10,17 @@ from gan_mask.faces import FaceFinder
 from gan_mask.masking import PlacementName
 from gan_mask.values import FRACTION, SEED, Range, option
 
+MethodName = Literal["plain", "dm", "advnoise-dm", "mf2m", "advface", "generator"]
+
 
 @dataclass(frozen=True)
 class SampleConfig:
     faces: str = option(
-        "", "folder of photos, searched with its subfolders, or one photo; never written to", group="photos",
+        "", "folder of photos, searched with its subfolders, or one photo or clip; never written to", group="photos",
         required=True, metavar="FACES",
     )  # fmt: skip
     out: str = option(
-        "", "folder for the masked photos, results.csv and overview.png", required=True, metavar="OUT"
+        "", "folder for the masked photos or the clip, results.csv and overview.png", required=True, metavar="OUT"
     )  # fmt: skip
     show: bool = option(False, "write OUT/gallery.html, too: a slider between before and after per face")
     largest: bool = option(False, "only the largest face of each photo")
@@ -29,9 +31,7 @@ class SampleConfig:
         shown="1/32 of the photo's longest side, and 20 at least",
     )  # fmt: skip
 
-    method: Literal["plain", "dm", "advnoise-dm", "mf2m", "advface", "generator"] = option(
-        "generator", "what makes the masks", group="masks"
-    )
+    method: MethodName = option("generator", "what makes the masks", group="masks")
     checkpoint: str | None = option(
         None, "generator: its folder, or a run folder of train.py", shown="the shipped one", metavar="CHECKPOINT"
     )

@@ -11,9 +11,10 @@ from PIL import Image
 
 from gan_mask import cli, files
 from gan_mask.faces import read_image
-from gan_mask.sampling import contact_sheet
+from gan_mask.sampling import clip, contact_sheet
 from gan_mask.sampling.masker import Row
 from gan_mask.sampling.sampler import FAR, Sampler
+from gan_mask.sampling.verdicts import LOST, outcome, severity, verdicts
 
 PAIRS = 12  # faces on the overview, some 300 kB each
 IN_GALLERY = 200  # faces in the gallery
@@ -30,6 +31,8 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
             columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
     if sampler.masker.method.optimises:
         columns += ["iterations", "attack_seconds"]
+    if any("at" in row for row in rows):
+        columns += ["start", "end", "frames", "at"]
     columns += ["seconds", "note"]
     with files.replacing(path) as temporary:
         # surrogateescape: file names need not be UTF-8
@@ -40,7 +43,7 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
 
 
 def write_overview(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
-    """A picture of unmasked and masked faces."""
+    """A picture of unmasked and masked faces, those first where something went wrong."""
     pairs, title = _pairs(rows, sampler, PAIRS)
     if pairs:
         contact_sheet.contact_sheet(pairs, f"unmasked | masked: {title}", path)
@@ -49,7 +52,7 @@ def write_overview(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
 
 
 def write_gallery(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
-    """A page with a slider between each unmasked and masked face."""
+    """A page with a slider between each unmasked and masked face, those first where something went wrong."""
     from gan_mask.sampling import gallery  # needs jinja2
 
     pairs, title = _pairs(rows, sampler, IN_GALLERY)
@@ -58,32 +61,35 @@ def write_gallery(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
 
 
 def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[contact_sheet.Pair], str]:
-    """At most so many faces, evenly chosen from the table, and what they are."""
+    """At most so many faces, evenly chosen from the table and then sorted, and what they are."""
     masked = [row for row in rows if row["status"] == "ok"]
     chosen = [masked[i] for i in np.linspace(0, len(masked) - 1, min(most, len(masked))).astype(int)]
     title = f"{len(chosen)} of {len(masked)} faces, method {sampler.method_name}"
-    return [_pair(row, sampler) for row in chosen], title
+    return [_pair(row, sampler) for row in sorted(chosen, key=severity)], title
 
 
 def _pair(row: Row, sampler: Sampler) -> contact_sheet.Pair:
-    images = [Image.fromarray(read_image(p)) for p in (sampler.source / row["photo"], sampler.out / row["written"])]
-    window = _window(images[0].size, tuple(map(float, row["box"].split())))
-    caption = [row["photo"]]
-    if not sampler.measures:
-        return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), caption)
-    if not row["face_found_after"]:
-        return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), [*caption, "face lost"])
-    for name in sampler.embedders:
-        similarity, threshold = row[f"similarity_{name}"], row[f"threshold_{name}"]
-        verdict = "same" if similarity >= threshold else "other"
-        caption.append(f"{name}: {verdict} person ({similarity:.2f}, threshold {threshold:.2f})")
-    for name in sampler.detectors:
-        logit = row[f"mask_logit_after_{name}"]
-        caption.append(f"{name}: {'mask' if logit > 0 else 'no mask'} reported ({logit:+.1f})")
-    return contact_sheet.Pair(images[0].crop(window), images[1].crop(window), caption)
+    images = [
+        Image.fromarray(picture_of(path, row)) for path in (sampler.source / row["photo"], sampler.out / row["written"])
+    ]
+    window = window_of(images[0].size, tuple(map(float, row["box"].split())))
+    caption = [row["photo"] + (f" at {row['at']:.1f} s" if "at" in row else "")]
+    if outcome(row) == LOST:
+        caption.append("no face found any more")
+    return contact_sheet.Pair(
+        images[0].crop(window), images[1].crop(window), caption, verdicts(row), outcome(row)
+    )  # fmt: skip
 
 
-def _window(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:
+def picture_of(path: Path, row: Row) -> np.ndarray:
+    """The photo, or of a clip the frame that its row tells of."""
+    if "at" not in row:
+        return read_image(path)
+    with clip.reading(path) as opened:
+        return opened.at(row["at"])
+
+
+def window_of(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:
     """A square around a face's box, within the photo."""
     side = round(min(1.5 * max(box[2] - box[0], box[3] - box[1]), *size))
     left, top = (
@@ -106,9 +112,10 @@ def print_old_copies(names: Sequence[str], out: Path) -> None:
 def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
     masked = [row for row in rows if row["status"] == "ok"]
     found = [row for row in masked if sampler.measures and row["face_found_after"]]
+    things = "clips" if any(clip.is_clip(row["photo"]) for row in rows) else "photos"
     count = {status: sum(row["status"] == status for row in rows) for status in ("no face", *FAILED)}
     print(
-        f"\n{len({row['photo'] for row in masked})} photos masked ({len(masked)} faces), "
+        f"\n{len({row['photo'] for row in masked})} {things} masked ({len(masked)} faces), "
         f"{count['no face']} without a face, {count['unreadable']} unreadable"
         + (f", {count['not written']} not written" if count["not written"] else "")
     )

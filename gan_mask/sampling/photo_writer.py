@@ -14,6 +14,7 @@ from gan_mask import files
 from gan_mask._version import __version__
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import opened
+from gan_mask.sampling import clip
 
 # How a photo is written, by the format it was read from. All of them hold the provenance tag. Lossy WebP
 # halves the resolution of colours, hence lossless.
@@ -127,7 +128,9 @@ def _write(photo: np.ndarray, path: Path, original: Original, tag: str) -> None:
 
 
 def read_provenance(path: Path) -> str | None:
-    """The tag in a photo that `write` wrote, else None. Raises UnreadableImage."""
+    """The tag in a photo or a clip that we wrote, else None. Raises UnreadableImage."""
+    if clip.is_clip(path):
+        return clip.read_mark(path)
     with opened(path) as image:
         tag = image.getexif().get(ExifTags.Base.ImageDescription)
     return tag if isinstance(tag, str) and tag.startswith("gan_mask ") else None

@@ -1,7 +1,7 @@
 """What made a photo: python -m gan_mask.provenance FILE...
 
-sample.py marks every photo that it writes. This reads the mark. Exit status: 0 all files carry it, 1 some do not,
-2 some cannot be read. A mark is easily removed: its absence proves nothing.
+sample.py marks every photo and clip that it writes. This reads the mark. Exit status: 0 all files carry it, 1 some do
+not, 2 some cannot be read. A mark is easily removed: its absence proves nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m gan_mask.provenance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("input and output").add_argument
-    add("files", nargs="+", metavar="FILE", help="photos")
+    add("files", nargs="+", metavar="FILE", help="photos and clips")
     add("--json", action="store_true", help="one JSON object per file")
     cli.add_message_options(parser)
     args = parser.parse_args(argv)

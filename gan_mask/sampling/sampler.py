@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from gan_mask import attacks, pretrained
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import FaceFinder, read_image, to_tensors
-from gan_mask.generator import SHIPPED, load_generator, local
+from gan_mask.generator import SHIPPED, Generator, load_generator, local
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import Detector, Embedder
@@ -73,20 +73,14 @@ def load(c: SampleConfig) -> Sampler:
     if c.device != "cpu" and not torch.cuda.is_available():
         raise GanMaskError(f"--device {c.device}: this machine has no CUDA device; use --device cpu")
     generator = load_generator(checkpoint_of(c), c.device) if c.method == "generator" else None
-    config = generator.config if generator else GeneratorConfig()
-    template, own = template_of(generator, attacks.PLAIN if c.method == "plain" else c.template)
     idle = c.no_measure and not (c.method in attacks.OPTIMISED or c.attack.refine)
     embedders = {name: pretrained.load_embedder(name, c.device) for name in (() if idle else c.embedders)}
     detectors = {name: pretrained.load_detector(name, c.device) for name in (() if idle else c.detectors)}
-    surrogates = Surrogates(
-        list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
-    )
-    method = attacks.method(c.method, generator, surrogates, c.attack.within(c.seed, c.placement, config.softness))
-    masker = Masker(method, config, template, own, c.harmonise, c.seed, c.batch_size, c.device)
     faces = Path(c.faces)
     return Sampler(
-        source=faces if faces.is_dir() else faces.parent, out=Path(c.out), masker=masker,
-        method_name=c.method, checkpoint=Path(c.checkpoint or SHIPPED).name if generator else None,
+        source=faces if faces.is_dir() else faces.parent, out=Path(c.out),
+        masker=make_masker(c, generator, embedders, detectors),
+        method_name=c.method, checkpoint=checkpoint_name(c),
         largest=c.largest, measures=not c.no_measure, search_whole=c.search_whole,
         batch_size=c.batch_size, device=c.device,
         finder=FaceFinder(c.device, c.min_score, c.min_face or None, no_larger=True),
@@ -94,5 +88,26 @@ def load(c: SampleConfig) -> Sampler:
     )  # fmt: skip
 
 
+def make_masker(
+    c: SampleConfig,
+    generator: Generator | None,
+    embedders: Mapping[str, Embedder],
+    detectors: Mapping[str, Detector],
+) -> Masker:
+    """Of networks that are loaded already; generator: for the method of this name."""
+    config = generator.config if generator else GeneratorConfig()
+    template, own = template_of(generator, attacks.PLAIN if c.method == "plain" else c.template)
+    surrogates = Surrogates(
+        list(embedders.values()), [e.threshold(FAR) for e in embedders.values()], list(detectors.values())
+    )
+    method = attacks.method(c.method, generator, surrogates, c.attack.within(c.seed, c.placement, config.softness))
+    return Masker(method, config, template, own, c.harmonise, c.seed, c.batch_size, c.device)
+
+
 def checkpoint_of(c: SampleConfig) -> Path:
     return local(c.checkpoint or SHIPPED)
+
+
+def checkpoint_name(c: SampleConfig) -> str | None:
+    """As the mark of a photo tells it; None for other methods than the generator."""
+    return Path(c.checkpoint or SHIPPED).name if c.method == "generator" else None
