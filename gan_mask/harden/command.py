@@ -14,7 +14,7 @@ from gan_mask.harden.export import export
 from gan_mask.harden.fit import Examples, fit, set_operating_point
 from gan_mask.harden.options import HardenConfig, check, claimed
 from gan_mask.harden.pools import Pool, make_pool
-from gan_mask.pretrained.classifier import CloseNet, EitherNet, MaskClassifier
+from gan_mask.pretrained.classifier import CloseNet, EitherNet, MaskClassifier, halve
 from gan_mask.pretrained.protocol import Detector, fingerprints
 
 
@@ -49,6 +49,7 @@ def rounds(c: HardenConfig, photos: PreparedSet, detector: Detector, pack: Any) 
         pools += [make_pool(c, photos, detector, method, number) for method in c.against]
         fit(c, number, trained, Examples(c, photos, pools, pack, number), folder)
         if isinstance(detector, MaskClassifier):
+            halve(trained.net)
             set_operating_point(detector, PreparedSet(c.data, "val"), c.false_alarms)
         sidecar = export(c, detector, original, out)
     print(f"hardened detector: onnx:{sidecar}")

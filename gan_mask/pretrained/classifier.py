@@ -149,7 +149,7 @@ class MaskClassifier(Detector):
 def save(net: MaskClassifierNet | EitherNet, path: str | Path, card: dict[str, Any]) -> None:
     """Weights and card (data, test figures; JSON in the header) in one safetensors file.
 
-    Of an EitherNet the second network alone, with kernels in half precision (`halved`): the first is the shipped one.
+    Of an EitherNet the second network alone, in half precision (`halve`): the first is the shipped one.
     """
     from safetensors.torch import save_file
 
@@ -160,6 +160,14 @@ def save(net: MaskClassifierNet | EitherNet, path: str | Path, card: dict[str, A
         if pair:
             tensors = {f"second.{k}": v.half() if v.ndim > 1 else v for k, v in tensors.items()}
         save_file(tensors, temporary, {"card": json.dumps(card)})
+
+
+@torch.no_grad()
+def halve(net: MaskClassifierNet) -> None:
+    """Round the kernels to what half precision holds, in which `save` keeps a second network."""
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            parameter.copy_(parameter.half())
 
 
 def load(path: str | Path = WEIGHTS, name: str = "classifier") -> MaskClassifier:
