@@ -14,7 +14,7 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from onnx import TensorProto, helper, numpy_helper
 
-from gan_mask import harden, masking, templates
+from gan_mask import harden, masking, run_record, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import redetection
@@ -25,6 +25,7 @@ from gan_mask.harden.options import HardenConfig
 from gan_mask.harden.pools import make_pool
 from gan_mask.landmarks import frame
 from gan_mask.pretrained import load_detector
+from gan_mask.pretrained.protocol import resize
 
 TRAINED_ON = ("face-003", "face-010", "face-020", "face-030")
 HELD_OUT = ("face-040", "face-044")
@@ -79,6 +80,7 @@ def test_nothing_that_was_reported_before_goes_unreported(prepared: Path, harden
     _, faces, landmarks = people(prepared)
     rng = np.random.default_rng(0)
     worn = torch.stack([pictures.ordinary_mask(f, p, rng) for f, p in zip(faces, landmarks, strict=True)])
+    worn = resize(worn, 160, 160)  # the crops that detectors are shown
     for after in (load_detector(f"onnx:{hardened / 'hardened.json'}"), load_detector("classifier-hardened")):
         with torch.no_grad():
             assert (after(worn)[0] >= load_detector("classifier")(worn)[0] - 1e-3).all()
@@ -279,7 +281,7 @@ def test_a_calibrated_alarm_comes_back_from_its_file(tmp_path: Path, fakes: None
     features = alarm.Features(FakeDetector(), [FakeEmbedder()])  # type: ignore[arg-type,list-item]
     path = tmp_path / "alarm.json"
     path.write_text(json.dumps({
-        "detector": "fake", "embedders": ["fake"], "intercept": -1.0,
+        "detector": "fake", "embedders": ["fake"], "intercept": -1.0, "code": run_record.CODE["alarm"],
         "weights": dict(zip(features.names, [1.0, 2.0, 3.0, 4.0], strict=True)),
         "usual": dict.fromkeys(features.names, 0.5),
     }))  # fmt: skip
