@@ -18,6 +18,7 @@ from gan_mask import harden, masking, run_record, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import redetection
+from gan_mask.faces import align, to_tensors
 from gan_mask.harden import alarm, blends, fit, pictures, table
 from gan_mask.harden.command import harden as run
 from gan_mask.harden.export import options_of
@@ -339,8 +340,10 @@ def test_auc_agrees_with_scikit_learn() -> None:
 def test_the_shipped_classifier_flags_what_the_original_misses() -> None:
     """DM masks with held-out templates on synthetic people: neither was in its training as a wearer."""
     before, after = load_detector("classifier"), load_detector("classifier-hardened")
-    faces, landmarks = templates._people()
-    faces, landmarks = faces[:36], landmarks[:36]
+    photos, points = (part[:36] for part in templates._people())
+    images = [np.ascontiguousarray((p.permute(1, 2, 0) * 255).byte().numpy()) for p in photos]
+    crops = [align(p, marks.numpy(), 160, 0.375) for p, marks in zip(images, points, strict=True)]
+    faces, landmarks = to_tensors(crops, "cpu")
     bank = templates.load_all(HELD_OUT)
     worn = masking.wear(faces, landmarks, bank[torch.arange(len(faces)) % len(bank)], 0.03)
     assert reported(before, worn) < 0.1
