@@ -65,16 +65,12 @@ class Examples(Dataset[Any]):
         row = int(rng.integers(len(pool.rows)))
         item = self.photos[int(pool.rows[row])]
         label, face = BARE, item["face"]
-        if not bare and kind == "background":
-            label, face = BACKGROUND, pictures.background(face, rng)
+        if not bare and kind == "faced":
+            label, face = MASKED, torch.from_numpy(pool.faces[row] / np.float32(255))
+        elif not bare and kind == "worn":
+            label, face = MASKED, pictures.ordinary_mask(face, item["landmarks"], rng)
         elif not bare:
-            label = MASKED
-            faced = kind == "faced"
-            face = (
-                torch.from_numpy(pool.faces[row] / np.float32(255))
-                if faced
-                else pictures.ordinary_mask(face, item["landmarks"], rng)
-            )
+            label, face = BACKGROUND, pictures.background(face, rng)
         return self.camera(face, through), label
 
 
@@ -94,7 +90,7 @@ def fit(c: HardenConfig, number: int, detector: Detector, examples: Examples, fo
     path = folder / "state.safetensors"
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    for module in detector.modules():
+    for module in detector.modules() if isinstance(detector, MaskClassifier) else ():
         if isinstance(module, nn.BatchNorm2d):
             module.train()
     optimizer = torch.optim.AdamW(parameters.values(), c.learning_rate, weight_decay=1e-2)
