@@ -29,10 +29,10 @@ CODE = {
     "clean embeddings": 1,
     "masked photos": 4,
     "evaluation": 4,
-    "hardening": 1,
-    "hardening table": 1,
+    "hardening": 2,
+    "hardening table": 2,
     "thresholds": 1,
-    "alarm": 1,
+    "alarm": 2,
 }
 
 WORDS = {  # of keys whose SHA-256 differs

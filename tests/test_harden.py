@@ -14,16 +14,19 @@ import torch
 from fakes import FakeDetector, FakeEmbedder
 from onnx import TensorProto, helper, numpy_helper
 
-from gan_mask import harden, masking, templates
+from gan_mask import harden, masking, run_record, templates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import redetection
-from gan_mask.harden import alarm, fit, pictures, table
+from gan_mask.faces import align, to_tensors
+from gan_mask.harden import alarm, blends, fit, pictures, table
 from gan_mask.harden.command import harden as run
 from gan_mask.harden.export import options_of
 from gan_mask.harden.options import HardenConfig
+from gan_mask.harden.pools import make_pool
 from gan_mask.landmarks import frame
 from gan_mask.pretrained import load_detector
+from gan_mask.pretrained.protocol import resize
 
 TRAINED_ON = ("face-003", "face-010", "face-020", "face-030")
 HELD_OUT = ("face-040", "face-044")
@@ -78,15 +81,37 @@ def test_nothing_that_was_reported_before_goes_unreported(prepared: Path, harden
     _, faces, landmarks = people(prepared)
     rng = np.random.default_rng(0)
     worn = torch.stack([pictures.ordinary_mask(f, p, rng) for f, p in zip(faces, landmarks, strict=True)])
+    worn = resize(worn, 160, 160)  # the crops that detectors are shown
     for after in (load_detector(f"onnx:{hardened / 'hardened.json'}"), load_detector("classifier-hardened")):
         with torch.no_grad():
             assert (after(worn)[0] >= load_detector("classifier")(worn)[0] - 1e-3).all()
 
 
+def test_the_closer_look_sees_the_crop_s_own_pixels_around_the_face() -> None:
+    from gan_mask.pretrained.classifier import CloseNet
+
+    net = CloseNet().eval()
+    faces = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(faces[:, :, 44:156, 24:136], (160, 160), mode="bilinear")
+    torch.testing.assert_close(net.view(faces), expected, atol=1e-5, rtol=0)
+    points = frame(160, 0.375)  # the whole jaw is in it
+    assert (points[:17] > torch.tensor([24, 44])).all() and (points[:17] < torch.tensor([135, 155])).all()
+
+
+def test_what_is_shipped_is_small_and_holds_the_second_network_alone() -> None:
+    from safetensors import safe_open
+
+    from gan_mask.pretrained.classifier import HARDENED
+
+    assert HARDENED.stat().st_size < 3e6
+    with safe_open(HARDENED, "pt") as f:
+        assert all(key.startswith("second.") for key in f.keys())
+
+
 def test_onnx_is_the_same_network(hardened: Path) -> None:
     from gan_mask.pretrained.classifier import load
 
-    faces = torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    faces = torch.rand(3, 3, 160, 160, generator=torch.Generator().manual_seed(1))
     detector = load(hardened / "hardened.safetensors")
     with torch.no_grad():
         expected = detector.net(faces)
@@ -131,6 +156,7 @@ def test_other_options_need_another_folder(prepared: Path, hardened: Path) -> No
         (["--data", "X", "--out", "Y", "--against", "plain"], "--against plain"),
         (["--data", "X", "--out", "Y", "--against", "generator"], "--checkpoint"),
         (["--data", "X", "--out", "Y", "--against", "dm", "--steps", "0"], "--steps"),
+        (["--data", "X", "--out", "Y", "--against", "blend", "--batch_size", "5"], "--batch_size"),
     ],
 )
 def test_wrong_options_are_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +200,51 @@ def test_an_onnx_detector_is_fine_tuned_and_written_back(prepared: Path, tmp_pat
         assert not torch.allclose(after(faces)[0], load_detector(c.detector)(faces)[0], atol=1e-2)
 
 
+# ------------------------------------------------------------------------------------------- what is learned from
+
+
+def test_blends_change_the_lower_face_alone_and_are_drawn_anew(prepared: Path) -> None:
+    _, faces, landmarks = people(prepared)
+    bank = templates.load_all(TRAINED_ON)[torch.arange(len(faces)) % len(TRAINED_ON)]
+    blend, same = blends.Blend(3), blends.Blend(3)
+    inside = masking.region(landmarks, *faces.shape[2:]) > 0
+    drawn = [blend.mask(faces, landmarks, bank)[0] for _ in range(6)]
+    for worn in drawn:
+        outside = (worn - faces).abs() * ~inside
+        assert outside.max() <= 1 / 255
+        assert ((worn - faces).abs() * inside).amax((1, 2, 3)).median() > 0.05
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], same.mask(faces, landmarks, bank)[0])
+
+
+def test_a_random_other_face_is_as_likely_as_an_attack_s(prepared: Path) -> None:
+    from gan_mask import facespace
+    from gan_mask.augment import Draws
+
+    bank = templates.load_all(TRAINED_ON)
+    other = blends.other_face(bank, Draws(0, 0, range(len(bank)), len(bank), "cpu"))
+    moved = facespace.coordinates(other, facespace.basis_for(bank)) - facespace.coordinates(
+        bank, facespace.basis_for(bank)
+    )
+    assert 0.1 < float(moved.abs().mean()) < 2.5
+    assert (other - bank)[:, :, 0].abs().max() < 1e-5  # nothing changes at the seam
+
+
+def test_examples_are_pairs_of_a_masked_and_the_same_bare_face(prepared: Path, hardened: Path) -> None:
+    c = options(prepared, hardened)
+    photos = PreparedSet(prepared, "train")
+    pools = [make_pool(c, photos, load_detector("classifier"), "dm", 1)]
+    examples = fit.Examples(c, photos, pools, None, 1)
+    alike = []
+    for i in range(0, 40, 2):
+        (masked, label), (bare, other) = examples[i], examples[i + 1]
+        assert label in (pictures.MASKED, pictures.BACKGROUND) and other == pictures.BARE
+        if label == pictures.MASKED:
+            change = (masked - bare).abs().mean(0)
+            alike.append(float(change[:16].mean() / change[36:].mean()))  # above and below the eyes
+    assert np.median(alike) < 0.2
+
+
 # ------------------------------------------------------------------------------------------- the alarm
 
 
@@ -211,12 +282,17 @@ def test_a_calibrated_alarm_comes_back_from_its_file(tmp_path: Path, fakes: None
     features = alarm.Features(FakeDetector(), [FakeEmbedder()])  # type: ignore[arg-type,list-item]
     path = tmp_path / "alarm.json"
     path.write_text(json.dumps({
-        "detector": "fake", "embedders": ["fake"], "intercept": -1.0,
+        "detector": "fake", "embedders": ["fake"], "intercept": -1.0, "code": run_record.CODE["alarm"],
         "weights": dict(zip(features.names, [1.0, 2.0, 3.0, 4.0], strict=True)),
+        "usual": dict.fromkeys(features.names, 0.5),
     }))  # fmt: skip
     faces, landmarks = torch.rand(5, 3, 64, 64), frame(64, 0.375).expand(5, -1, -1)
     expected = features(faces, landmarks).numpy() @ np.array([1.0, 2, 3, 4]) - 1
-    np.testing.assert_allclose(alarm.load(path)(faces, landmarks), expected, rtol=1e-5)
+    loaded = alarm.load(path)
+    np.testing.assert_allclose(loaded(faces, landmarks), expected, rtol=1e-5)
+    told = loaded.explain(faces, landmarks)
+    np.testing.assert_allclose([sum(terms.values()) for terms in told], expected, rtol=1e-4)
+    assert told[0]["usual"] == pytest.approx(0.5 * 10 - 1)  # of a face whose features are all usual
     path.write_text("{}")
     with pytest.raises(GanMaskError, match="not a faced-mask alarm"):
         alarm.load(path)
@@ -224,7 +300,7 @@ def test_a_calibrated_alarm_comes_back_from_its_file(tmp_path: Path, fakes: None
 
 def test_an_attack_sees_the_alarm_as_a_detector(fakes: None) -> None:
     features = alarm.Features(FakeDetector(), [FakeEmbedder()])  # type: ignore[arg-type,list-item]
-    raised = alarm.Alarm(features, np.array([1.0, 2.0, 3.0, 4.0]), -1.0)
+    raised = alarm.Alarm(features, np.array([1.0, 2.0, 3.0, 4.0]), -1.0, np.zeros(4))
     faces = torch.rand(2, 3, 64, 64, requires_grad=True)
     score, face = alarm.as_detector(raised)(faces)
     torch.testing.assert_close(score, raised(faces, frame(64, 0.375).expand(2, -1, -1)))
@@ -264,8 +340,10 @@ def test_auc_agrees_with_scikit_learn() -> None:
 def test_the_shipped_classifier_flags_what_the_original_misses() -> None:
     """DM masks with held-out templates on synthetic people: neither was in its training as a wearer."""
     before, after = load_detector("classifier"), load_detector("classifier-hardened")
-    faces, landmarks = templates._people()
-    faces, landmarks = faces[:36], landmarks[:36]
+    photos, points = (part[:36] for part in templates._people())
+    images = [np.ascontiguousarray((p.permute(1, 2, 0) * 255).byte().numpy()) for p in photos]
+    crops = [align(p, marks.numpy(), 160, 0.375) for p, marks in zip(images, points, strict=True)]
+    faces, landmarks = to_tensors(crops, "cpu")
     bank = templates.load_all(HELD_OUT)
     worn = masking.wear(faces, landmarks, bank[torch.arange(len(faces)) % len(bank)], 0.03)
     assert reported(before, worn) < 0.1

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gan_mask import attacks, cli, files, masking, pretrained, run_record, templates, values
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
+from gan_mask.harden import blends
 from gan_mask.landmarks import FRAMING, frame
 from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.values import COUNT, FRACTION, RATE, SEED, option
@@ -79,6 +80,7 @@ class Alarm:
     features: Features
     weights: np.ndarray  # (F,) on the features as they are
     intercept: float  # with the threshold in it
+    usual: np.ndarray  # (F,) the features' means on unmasked faces
 
     def __call__(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         return self.score(self.features(faces, landmarks))
@@ -87,6 +89,13 @@ class Alarm:
         """(N, F) -> (N,); arrays, or tensors with their gradients."""
         weights = torch.from_numpy(self.weights).to(features) if isinstance(features, Tensor) else self.weights
         return features @ weights + self.intercept
+
+    @torch.no_grad()
+    def explain(self, faces: Tensor, landmarks: Tensor) -> list[dict[str, float]]:
+        """Per face what each feature adds to the score of a usual unmasked face ("usual"); together, its score."""
+        features = self.features(faces, landmarks).double().numpy()
+        terms, usual = (features - self.usual) * self.weights, float(self.score(self.usual))
+        return [{"usual": usual, **dict(zip(self.features.names, row.tolist(), strict=True))} for row in terms]
 
 
 def as_detector(alarm: Alarm) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -130,13 +139,16 @@ def load(path: str | Path = SHIPPED) -> Alarm:
         now = run_record.inputs("alarm", {}, networks=fingerprints(embedders, {kept["detector"]: detector}))
         run_record.check(Path(path), kept, now, "fit it again with python -m gan_mask.alarm")
         features = Features(detector, list(embedders.values()))
-        weights = np.array([float(kept["weights"][name]) for name in features.names])
-        return Alarm(features, weights, float(kept["intercept"]))
+        weights, usual = (np.array([float(kept[key][name]) for name in features.names]) for key in ("weights", "usual"))
+        return Alarm(features, weights, float(kept["intercept"]), usual)
     except (KeyError, TypeError, ValueError) as error:
         raise GanMaskError(f"{path}: not a faced-mask alarm ({error!r})") from error
 
 
 # ------------------------------------------------------------------------------------------- calibration
+
+
+AGAINST = ("generator", "dm-seamless", "dm", blends.NAME)  # no optimised ones: those stay unseen
 
 
 @dataclass
@@ -151,7 +163,9 @@ class AlarmConfig:
     detector: str = option("classifier-hardened", "mask detector whose logit is a feature", group="features")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers whose disagreement is a feature")
     against: tuple[str, ...] = option(
-        ("generator", "dm"), "methods that make the faced masks: generator, dm", group="masks to learn from"
+        ("generator", "dm-seamless", "dm"),
+        f"methods that make the faced masks: {', '.join(AGAINST)}",
+        group="masks to learn from",
     )
     checkpoint: str = option("", "generator: its folder")
     templates: tuple[str, ...] = option(("faces",), "what is printed on the masks")
@@ -177,8 +191,8 @@ def _fit_alarm(c: AlarmConfig) -> Alarm:
     from gan_mask.generator import load_generator
     from gan_mask.harden.pools import faced_masks
 
-    if wrong := [m for m in c.against if m not in ("generator", "dm")] or ([] if c.against else ["nothing"]):
-        raise GanMaskError(f"--against {wrong[0]}: the alarm learns from generator and dm")
+    if wrong := [m for m in c.against if m not in AGAINST] or ([] if c.against else ["nothing"]):
+        raise GanMaskError(f"--against {wrong[0]}: the alarm learns from {', '.join(AGAINST)}")
     if "generator" in c.against and not c.checkpoint:
         raise GanMaskError("--against generator needs --checkpoint, a generator's folder")
     detector = pretrained.load_detector(c.detector)
@@ -187,7 +201,7 @@ def _fit_alarm(c: AlarmConfig) -> Alarm:
     train, val = PreparedSet(c.data, "train"), PreparedSet(c.data, "val")
     rng = np.random.default_rng(c.seed)
     generator = load_generator(c.checkpoint) if "generator" in c.against else None
-    methods = {n: attacks.method(n, generator, options=attacks.Options(placement="paper")) for n in c.against}
+    methods = {n: blends.Blend(c.seed) if n == blends.NAME else attacks.method(n, generator) for n in c.against}
     texture_size = generator.texture_size if generator else masking.TEXTURE
     bank, count = templates.load_all(c.templates, texture_size), c.faces // len(c.against)
     faced = [
@@ -205,7 +219,7 @@ def _fit_alarm(c: AlarmConfig) -> Alarm:
             f"{c.false_alarms:g}; raise --false_alarms to {1 / max(1, len(calibration)):.2g} or take a larger set"
         )
     at = threshold(calibration @ weights + intercept, c.false_alarms)
-    alarm = Alarm(features, weights, intercept - at)
+    alarm = Alarm(features, weights, intercept - at, calibration.mean(0))
     provenance: dict[str, Any] = {
         "against": list(c.against), "fitted to": {"faced": len(positive), "unmasked": len(negative)},
         "calibrated on": len(calibration), "false alarms there": float((alarm.score(calibration) > 0).mean()),
@@ -213,6 +227,7 @@ def _fit_alarm(c: AlarmConfig) -> Alarm:
     files.write_json(c.out, run_record.inputs(
         "alarm", {"detector": c.detector, "embedders": c.embedders},
         weights=dict(zip(features.names, weights.tolist(), strict=True)), intercept=alarm.intercept,
+        usual=dict(zip(features.names, alarm.usual.tolist(), strict=True)),
         networks=fingerprints(embedders, {c.detector: detector}), provenance=provenance,
     ))  # fmt: skip
     return alarm

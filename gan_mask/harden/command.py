@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gan_mask import attacks, cli, pretrained
 from gan_mask import harden as package
@@ -16,8 +13,8 @@ from gan_mask.harden import pictures
 from gan_mask.harden.export import export
 from gan_mask.harden.fit import Examples, fit, set_operating_point
 from gan_mask.harden.options import HardenConfig, check, claimed
-from gan_mask.harden.pools import make_pool
-from gan_mask.pretrained.classifier import EitherNet, MaskClassifier
+from gan_mask.harden.pools import Pool, make_pool
+from gan_mask.pretrained.classifier import CloseNet, EitherNet, MaskClassifier, halve
 from gan_mask.pretrained.protocol import Detector, fingerprints
 
 
@@ -45,18 +42,14 @@ def rounds(c: HardenConfig, photos: PreparedSet, detector: Detector, pack: Any) 
     out = Path(c.out)
     trained, detector = apart(detector)
     original = {name: p.detach().clone() for name, p in trained.net.named_parameters()}
+    pools: list[Pool] = []
     for number in range(1, c.rounds + 1):
         folder = out / f"round-{number}"
         folder.mkdir(exist_ok=True)
-        for method in c.against:
-            make_pool(c, photos, detector, method, number)
-        every = [
-            np.load(p, allow_pickle=False)
-            for i in range(1, number + 1)
-            for p in sorted((out / f"round-{i}").glob("pool-*.npy"))
-        ]
-        fit(c, number, trained, Examples(c, photos, every, pack, number), folder)
+        pools += [make_pool(c, photos, detector, method, number) for method in c.against]
+        fit(c, number, trained, Examples(c, photos, pools, pack, number), folder)
         if isinstance(detector, MaskClassifier):
+            halve(trained.net)
             set_operating_point(detector, PreparedSet(c.data, "val"), c.false_alarms)
         sidecar = export(c, detector, original, out)
     print(f"hardened detector: onnx:{sidecar}")
@@ -68,5 +61,9 @@ def apart(detector: Detector) -> tuple[Any, Detector]:
     if not isinstance(detector, MaskClassifier):
         return detector, detector
     net = detector.net
-    first, second = (net.first, net.second) if isinstance(net, EitherNet) else (net, copy.deepcopy(net))
+    if isinstance(net, EitherNet):
+        first, second = net.first, net.second
+    else:
+        first, second = net, CloseNet()
+        second.load_state_dict(net.state_dict())
     return MaskClassifier(second), MaskClassifier(EitherNet(first, second), detector.card, detector.name)

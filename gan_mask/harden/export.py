@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gan_mask import files
 from gan_mask.errors import GanMaskError
 from gan_mask.harden.options import HardenConfig
-from gan_mask.pretrained.classifier import CLASSES, SIZE, MaskClassifier
+from gan_mask.pretrained.classifier import CLASSES, EitherNet, MaskClassifier, MaskClassifierNet
 from gan_mask.pretrained.protocol import Detector
 from gan_mask.values import to_dict
 
@@ -56,19 +56,20 @@ def options_of(c: HardenConfig) -> dict[str, Any]:
     return {name: told(value) for name, value in to_dict(c).items() if name not in ("data", "out")}
 
 
-def classifier_to_onnx(net: nn.Module, path: Path) -> dict[str, Any]:
+def classifier_to_onnx(net: MaskClassifierNet | EitherNet, path: Path) -> dict[str, Any]:
     """Write our classifier as ONNX; what a sidecar says about it."""
     batch = {"image": {0: "batch"}, "logits": {0: "batch"}}
     # The exporter without `dynamo` needs no further package; torch 2.4 knows no other.
     old: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    picture: Any = torch.zeros(2, 3, SIZE, SIZE)
+    picture: Any = torch.zeros(2, 3, net.size, net.size)
     with warnings.catch_warnings(), files.replacing(path) as temporary:
         warnings.simplefilter("ignore")
         torch.onnx.export(net, (picture,), str(temporary), input_names=["image"], output_names=["logits"],
                           dynamic_axes=batch, opset_version=17, **old)  # fmt: skip
     return {
-        "kind": "classifier", "size": [SIZE, SIZE], "mean": [0, 0, 0], "std": [255, 255, 255], "channel_order": "RGB",
-        "output": "logits", "mask_class": CLASSES.index("masked"), "background_class": CLASSES.index("background"),
+        "kind": "classifier", "size": [net.size, net.size], "mean": [0, 0, 0], "std": [255, 255, 255],
+        "channel_order": "RGB", "output": "logits",
+        "mask_class": CLASSES.index("masked"), "background_class": CLASSES.index("background"),
         "source": "gan_mask.harden", "licence": "Apache-2.0",
     }  # fmt: skip
 

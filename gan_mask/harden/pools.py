@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,26 +15,45 @@ from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.generator import load_generator
-from gan_mask.harden.options import HardenConfig
+from gan_mask.harden import blends
+from gan_mask.harden.options import KNOWN, HardenConfig
 from gan_mask.pretrained.protocol import Detector
 
 
-def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, name: str, number: int) -> np.ndarray:
-    """Faces that wear faced masks, uint8 (N, 3, S, S), as they would be saved; kept in the round's folder."""
-    path = Path(c.out) / f"round-{number}" / f"pool-{name}.npy"
-    if path.is_file():
-        return np.load(path, allow_pickle=False)
-    generator = load_generator(current_checkpoint(c, number)) if name == "generator" else None
-    options = attacks.Options(steps=c.attack_steps, seed=c.seed + number, placement="paper")
-    surrogates = surrogates_of(c, detector) if name in attacks.OPTIMISED else None
-    method = attacks.method(name, generator, surrogates, options)
-    bank = templates.load_all(c.templates, method.texture_size)
-    rng = np.random.default_rng((c.seed, number, attacks.METHODS.index(name)))
+class Pool(NamedTuple):
+    """Faces that wear faced masks."""
+
+    rows: np.ndarray  # (N,) their positions in the set
+    faces: np.ndarray  # uint8 (N, 3, S, S), as they would be saved
+
+
+def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, name: str, number: int) -> Pool:
+    """Kept in the round's folder, and read from there when it is asked for again."""
+    rng = np.random.default_rng((c.seed, number, KNOWN.index(name)))
     index = rng.integers(len(photos), size=c.pool)
-    pool = faced_masks(photos, index, method, bank, c.own_templates, rng, f"round {number}: {name}")
-    with files.replacing(path) as temporary, open(temporary, "wb") as f:
-        np.save(f, pool)
-    return pool
+    path = Path(c.out) / f"round-{number}" / f"pool-{name}.npy"
+    if not path.is_file():
+        methods = methods_of(c, detector, name, number)
+        parts = []
+        for method, part in zip(methods, np.array_split(index, len(methods)), strict=True):
+            bank = templates.load_all(c.templates, method.texture_size)
+            title = f"round {number}: {name}, {method.placement}"
+            parts.append(faced_masks(photos, part, method, bank, c.own_templates, rng, title))
+        with files.replacing(path) as temporary, open(temporary, "wb") as f:
+            np.save(f, np.concatenate(parts))
+    return Pool(index, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def methods_of(c: HardenConfig, detector: Detector, name: str, number: int) -> list[attacks.Method]:
+    """The method called `name`; an optimised one in either placement."""
+    if name == blends.NAME:
+        return [blends.Blend(c.seed + number)]
+    if name not in attacks.OPTIMISED:
+        generator = load_generator(current_checkpoint(c, number)) if name == "generator" else None
+        return [attacks.method(name, generator)]
+    surrogates = surrogates_of(c, detector)
+    paper = attacks.Options(steps=c.attack_steps, seed=c.seed + number)
+    return [attacks.method(name, None, surrogates, o) for o in (paper, replace(paper, placement="seamless"))]
 
 
 def faced_masks(

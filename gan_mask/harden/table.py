@@ -9,24 +9,24 @@ DIR receives table.json, table.md, faces.png and the faces. The same command aga
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from gan_mask import attacks, cli, files, pretrained, templates
+from gan_mask import attacks, cli, files, masking, pretrained, templates
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.data import PreparedSet
+from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import redetection
 from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.evaluation.redetection import Redetected
 from gan_mask.faces import FaceFinder, read_image, to_tensors
-from gan_mask.generator import load_generator
+from gan_mask.generator import Generator, load_generator
 from gan_mask.harden import alarm as alarms
 from gan_mask.harden import pictures
 from gan_mask.harden.options import claimed
@@ -37,24 +37,22 @@ from gan_mask.pretrained.thresholds import far_thresholds
 from gan_mask.values import COUNT, SEED, Range, check, option, to_dict
 
 FAR = "0.001"
-COLUMNS = (
-    "mask detection before",
-    "mask detection after",
-    "AUC before",
-    "AUC after",
-    "alarm",
-    "alarm AUC",
-)
+FALSE_ALARMS = (0.005, 0.01, 0.02, 0.05, 0.1)  # of the ROC
+AFTER = "after"  # the hardened detector among the networks; those before have their own names
 
 
 @dataclass
 class TableConfig:
     data: str = option("", "prepared set; its test split is measured", group="input and output", required=True)
     out: str = option("", "folder for the table, the picture and the faces", required=True)
-    before: str = option("classifier", "the detector as it was", group="what is compared")
+    before: tuple[str, ...] = option(
+        ("classifier",), "detectors as they were; the first is what masks are made against", group="what is compared"
+    )
     after: str = option("classifier-hardened", "the hardened detector")
     alarm: str = option("", "the faced-mask alarm's JSON file; without it the shipped one")
-    generators: tuple[str, ...] = option((), "checkpoints of generators")
+    generators: tuple[str, ...] = option((), "checkpoints of generators; the first one's masks are refined, too")
+    attacks: tuple[str, ...] = option(("mf2m", "advface"), "optimised methods; the last one aims at the alarm, too")
+    refine: int = option(10, "steps that refine a generator's masks", within=COUNT)
     adaptive: tuple[str, ...] = option((), "checkpoints of generators that were trained against --after")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers of the periocular fallback; the first is attacked")
     templates: tuple[str, ...] = option(
@@ -86,12 +84,24 @@ def rows_of(
     c: TableConfig, photos: PreparedSet, probes: Probes, before: Detector, after: Detector, alarm: alarms.Alarm
 ) -> list[Row]:
     everybody = choose_others(photos, c.bare, c.seed)
-    shown = templates.expand(c.templates)
-    rows = [Row("none", "bare", lambda i: np.stack([photos.faces(int(k)).numpy() for k in i]), everybody)]
+    shown, few = templates.expand(c.templates), probes.index[: c.attack_probes]
+    loaded = [pretrained.load_embedder(name) for name in c.embedders[:1]]
+    thresholds = [e.threshold(float(FAR)) for e in loaded]
+    options = attacks.Options(steps=c.attack_steps, seed=c.seed, placement="paper")
+    generators = {Path(folder).name: load_generator(folder) for folder in c.generators}
 
     def faced(names: Sequence[str], method: attacks.Method, own: float = 0.0) -> Any:
         bank = templates.load_all(names, method.texture_size)
         return lambda i: faced_masks(photos, i, method, bank, own, np.random.default_rng(c.seed), "masks")
+
+    def optimised(name: str, *attacked: Any) -> Any:
+        placement: masking.PlacementName = "seamless" if name == "advface" else "paper"
+        surrogates = Surrogates(loaded, thresholds, attacked)
+        return faced(shown, attacks.method(name, None, surrogates, replace(options, placement=placement)))
+
+    def refined(net: Generator, detector: Detector) -> Any:
+        surrogates = Surrogates(loaded, thresholds, [detector])
+        return faced(shown, attacks.method("generator", net, surrogates, replace(options, refine=c.refine)))
 
     def ordinary(index: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(c.seed)
@@ -99,35 +109,33 @@ def rows_of(
         worn = [pictures.ordinary_mask(item["face"], item["landmarks"], rng) for item in items]
         return (torch.stack(worn) * 255).round().byte().numpy()
 
-    rows += [
-        Row("plain", "ordinary", faced(["plain"], attacks.Painted(attacks.dm)), probes.index),
-        Row("cloth", "ordinary", faced(["cloth"], attacks.Painted(attacks.dm)), probes.index),
+    dm, seamless = attacks.method("dm"), attacks.method("dm-seamless")
+    rows = [
+        Row("none", "bare", lambda i: np.stack([photos.faces(int(k)).numpy() for k in i]), everybody),
+        Row("plain", "ordinary", faced(["plain"], dm), probes.index),
+        Row("cloth", "ordinary", faced(["cloth"], dm), probes.index),
         Row("random ordinary masks", "ordinary", ordinary, probes.index),
-        Row("dm", "faced", faced(shown, attacks.Painted(attacks.dm)), probes.index),
-        Row(
-            "dm, faces of other people of the set",
-            "faced",
-            faced(shown, attacks.Painted(attacks.dm), 1.0),
-            probes.index,
-        ),
+        Row("dm", "faced", faced(shown, dm), probes.index),
+        Row("dm, faces of other people of the set", "faced", faced(shown, dm, 1.0), probes.index),
+        Row("dm-seamless", "faced", faced(shown, seamless), probes.index),
+        Row("dm-seamless, faces of other people of the set", "faced", faced(shown, seamless, 1.0), probes.index),
     ]
-    loaded = [pretrained.load_embedder(name) for name in c.embedders[:1]]
-    options = attacks.Options(steps=c.attack_steps, seed=c.seed, placement="paper")
-    attacks_on: list[tuple[str, list[Callable[[Tensor], tuple[Tensor, Tensor]]], str]] = [
-        ("faced", [before], ""),
-        ("adaptive", [after], " against the hardened detector"),
-        ("adaptive", [after, alarms.as_detector(alarm)], " against detector and alarm"),
-    ]
-    for kind, attacked, label in attacks_on:
-        surrogates = Surrogates(loaded, [e.threshold(float(FAR)) for e in loaded], attacked)
-        for name in attacks.OPTIMISED:
-            method = attacks.method(name, None, surrogates, options)
-            rows.append(Row(name + label, kind, faced(shown, method), probes.index[: c.attack_probes]))
-    for kind, checkpoints in (("faced", c.generators), ("adaptive", c.adaptive)):
-        for checkpoint in checkpoints:
-            net = load_generator(checkpoint)
-            name = f"generator {Path(checkpoint).name}" + (" (adaptive)" if kind == "adaptive" else "")
-            rows.append(Row(name, kind, faced(shown, attacks.method("generator", net)), probes.index))
+    for name, net in generators.items():
+        rows.append(Row(f"generator {name}", "faced", faced(shown, attacks.method("generator", net)), probes.index))
+    first = next(iter(generators.items()), None)
+    if first:
+        rows.append(Row(f"generator {first[0]}, refine {c.refine}", "faced", refined(first[1], before), few))
+    rows += [Row(name, "faced", optimised(name, before), few) for name in c.attacks]
+    against = " against the hardened detector"
+    for folder in c.adaptive:
+        trained = faced(shown, attacks.method("generator", load_generator(folder)))
+        rows.append(Row(f"generator {Path(folder).name} (adaptive)", "adaptive", trained, probes.index))
+    if first:
+        rows.append(Row(f"generator {first[0]}, refine {c.refine}{against}", "adaptive", refined(first[1], after), few))
+    rows += [Row(name + against, "adaptive", optimised(name, after), few) for name in c.attacks]
+    for name in c.attacks[-1:]:
+        both = optimised(name, after, alarms.as_detector(alarm))
+        rows.append(Row(f"{name} against detector and alarm", "adaptive", both, few))
     return rows
 
 
@@ -185,7 +193,7 @@ def real_pack(c: TableConfig, detectors: Mapping[str, Detector]) -> dict[str, di
         with torch.no_grad():
             logits = {w: torch.cat([d(part)[0] for part in faces.split(32)]).numpy() for w, d in detectors.items()}
         rates = {when: (logit > 0).astype(float) for when, logit in logits.items()}
-        result[title] = {f"mask detection {w}": interval(rate, np.arange(len(rate))) for w, rate in rates.items()}
+        result[title] = {w: interval(rate, np.arange(len(rate))) for w, rate in rates.items()}
     return result
 
 
@@ -202,9 +210,14 @@ def auc_cell(positive: np.ndarray, people: np.ndarray, negative: np.ndarray, oth
 def measure(c: TableConfig) -> dict[str, Any]:
     check(c)
     photos = PreparedSet(c.data, "test")
-    detectors = {"before": pretrained.load_detector(c.before), "after": pretrained.load_detector(c.after)}
+    if wrong := [name for name in c.attacks if name not in attacks.OPTIMISED]:
+        raise GanMaskError(f"--attacks {wrong[0]}: expected some of {', '.join(attacks.OPTIMISED)}")
+    if not c.before:
+        raise GanMaskError("--before: name one detector or more")
+    before = {name: pretrained.load_detector(name) for name in c.before}
+    detectors = {**before, AFTER: pretrained.load_detector(c.after)}
     embedders = {name: pretrained.load_embedder(name) for name in c.embedders}
-    networks = fingerprints(embedders, {c.before: detectors["before"], c.after: detectors["after"]})
+    networks = fingerprints(embedders, {**before, c.after: detectors[AFTER]})
     with claimed(c, networks, "hardening table", "settings.json"):
         return _measure(c, photos, detectors, embedders)
 
@@ -216,35 +229,54 @@ def _measure(
     probes = choose_probes(photos, c.probes, c.seed)
     recognisers: dict[str, Any] = {**whole, **{f"upper {n}": alarms.UpperFace(e) for n, e in whole.items()}}
     alarm = alarms.load(c.alarm or alarms.SHIPPED)
-    rows = rows_of(c, photos, probes, detectors["before"], detectors["after"], alarm)
+    rows = rows_of(c, photos, probes, detectors[c.before[0]], detectors[AFTER], alarm)
     networks = {**recognisers, "alarm": alarm.features}
     seen = {row.name: redetect(row, out, networks, detectors, photos if c.crops else None) for row in rows}
 
-    bare = rows[0]
-    people = np.asarray(photos.identities)
+    bare, people = rows[0], np.asarray(photos.identities)
+    scores = {row.name: scores_of(seen[row.name], alarm, detectors) for row in rows}
     table: dict[str, dict[str, Any]] = {}
     for row in rows:
-        s, who = seen[row.name], people[row.index]
-        cells: dict[str, Any] = {"kind": row.kind, "face found": interval(s.found.astype(float), who)}
-        scores = {when: (s.mask_logit[when], seen[bare.name].mask_logit[when]) for when in detectors}
-        scores["alarm"] = alarm.score(s.embedding["alarm"]), alarm.score(seen[bare.name].embedding["alarm"])
-        for title, (score, negative) in scores.items():
-            rate = np.where(np.isnan(score), np.nan, score > 0)
-            cells["alarm" if title == "alarm" else f"mask detection {title}"] = interval(rate, who)
+        who = people[row.index]
+        cells: dict[str, Any] = {"kind": row.kind, "face found": interval(seen[row.name].found.astype(float), who)}
+        for title, score in scores[row.name].items():
+            cells[title] = interval(np.where(np.isnan(score), np.nan, score > 0), who)
             if row.kind != "bare":
-                cells["alarm AUC" if title == "alarm" else f"AUC {title}"] = auc_cell(
-                    score, who, negative, people[bare.index]
-                )
+                cells[f"AUC {title}"] = auc_cell(score, who, scores[bare.name][title], people[bare.index])
         table[row.name] = cells
     result = {
         "command": to_dict(c), "identities": len(np.unique(probes.identity)),
-        "rows": table, "alarm ablation": ablation(rows, seen, people),
-        "periocular": periocular(c, photos, probes, recognisers, rows, seen),
+        "rows": table, "roc": roc(rows, scores, people), "alarm ablation": ablation(rows, seen, people),
+        "periocular": periocular(c, photos, probes, recognisers, rows, seen, scores),
         "real pack": real_pack(c, detectors) if c.real_masks else {},
     }  # fmt: skip
     files.write_json(out / "table.json", result)
     files.write_text(out / "table.md", markdown(result))
     picture(rows, out)
+    return result
+
+
+def scores_of(seen: Redetected, alarm: alarms.Alarm, detectors: Mapping[str, Detector]) -> dict[str, np.ndarray]:
+    """Per detector and of the alarm: above 0 for a mask, NaN where no face is found."""
+    return {**{name: seen.mask_logit[name] for name in detectors}, "alarm": alarm.score(seen.embedding["alarm"])}
+
+
+def roc(rows: Sequence[Row], scores: Mapping[str, Mapping[str, np.ndarray]], people: np.ndarray) -> dict[str, Any]:
+    """row -> share of these unmasked faces reported -> share of masks that the hardened detector then reports.
+
+    Which threshold gives that share is read off these faces, unlike the detector's own operating point.
+    """
+    bare = scores[rows[0].name][AFTER]
+    bare = bare[~np.isnan(bare)]
+    result: dict[str, dict[str, Cell]] = {}
+    for row in rows[1:]:
+        score = scores[row.name][AFTER]
+        result[row.name] = {
+            f"{share:g}": interval(
+                np.where(np.isnan(score), np.nan, score > alarms.threshold(bare, share)), people[row.index]
+            )
+            for share in FALSE_ALARMS
+        }
     return result
 
 
@@ -272,45 +304,69 @@ def ablation(rows: Sequence[Row], seen: Mapping[str, Redetected], people: np.nda
 
 def periocular(
     c: TableConfig, photos: PreparedSet, probes: Probes, recognisers: Mapping[str, Any], rows: Sequence[Row],
-    seen: Mapping[str, Redetected],
+    seen: Mapping[str, Redetected], scores: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """recogniser -> row -> TAR at FAR 1e-3, each with the threshold of its own impostor pairs (train split, clean)."""
+    """recogniser -> row -> TAR at FAR 1e-3, each with the threshold of its own impostor pairs (train split, clean).
+
+    "NAME, upper face if alarmed" decides by the upper face where the alarm is raised, else by the whole one.
+    """
     others = PreparedSet(c.data, "train")
     index = choose_others(others, c.threshold_faces, c.seed)
     cache = Path(c.out) / "cache" / "clean"
     where = {int(k): i for i, k in enumerate(rows[0].index)}
+    known = np.array([int(k) in where for k in probes.index])
+    # Of each row's pictures those of the probes, and which probes these are.
+    chosen = {row.name: (np.arange(len(row.index)), np.arange(len(row.index))) for row in rows[1:]}
+    chosen[rows[0].name] = np.array([where[int(k)] for k in probes.index[known]], int), np.flatnonzero(known)
     result: dict[str, dict[str, Any]] = {}
+    accepted: dict[str, dict[str, np.ndarray]] = {}
     for name, embedder in recognisers.items():
         clean = torch.from_numpy(redetection.embed_clean(name, embedder, others, index, cache, "cpu"))
         found, pairs = far_thresholds(clean, torch.from_numpy(others.identities[index]), (float(FAR),))
         mates = redetection.embed_clean(name, embedder, photos, probes.mate, cache, "cpu")
-        at = found[FAR]
-        result[name] = {"threshold": at, "impostor pairs": pairs}
+        result[name], accepted[name] = {"threshold": found[FAR], "impostor pairs": pairs}, {}
         for row in rows:
-            embedding = seen[row.name].embedding[name]
-            if row.kind == "bare":
-                embedding = np.stack([embedding[where[int(k)]] for k in probes.index if int(k) in where])
-                known = np.array([int(k) in where for k in probes.index])
-                similarity, who = (embedding * mates[known]).sum(1), probes.identity[known]
-            else:
-                count = len(row.index)
-                similarity, who = (embedding * mates[:count]).sum(1), probes.identity[:count]
-            result[name][row.name] = interval((similarity >= at).astype(float), who)
+            ours, theirs = chosen[row.name]
+            accepted[name][row.name] = (seen[row.name].embedding[name][ours] * mates[theirs]).sum(1) >= found[FAR]
+    for name in c.embedders:
+        both = f"{name}, upper face if alarmed"
+        result[both], accepted[both] = {}, {}
+        for row in rows:
+            raised = scores[row.name]["alarm"][chosen[row.name][0]] > 0
+            parts = accepted[f"upper {name}"][row.name], accepted[name][row.name]
+            accepted[both][row.name] = np.where(raised, *parts)
+    for name, cells in accepted.items():
+        for row in rows:
+            result[name][row.name] = interval(cells[row.name].astype(float), probes.identity[chosen[row.name][1]])
     return result
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    lines = ["| | " + " | ".join(COLUMNS) + " | faces |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name, cells in {**result["rows"], **result["real pack"]}.items():
-        values = [shown(cells.get(k, NOTHING), *((1, 3) if "AUC" in k else ())) for k in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(values) + f" | {cells['mask detection after']['probes']} |")
-    lines += ["", "| alarm | AUC |", "|---|---|"]
-    lines += [f"| {name} | {shown(cell, 1, 3)} |" for name, cell in result["alarm ablation"].items()]
+    detectors = [*result["command"]["before"], AFTER]
+    rates = [*detectors, "alarm"]
+    aucs = [f"AUC {name}" for name in rates]
+    titles = [Path(name.removeprefix("onnx:")).stem for name in rates] + ["AUC " + Path(n).stem for n in rates]
+    body = {**result["rows"], **result["real pack"]}
+    lines = table_lines(
+        ["", *titles, "faces"],
+        [
+            [name, *(shown(cells.get(k, NOTHING)) for k in rates), *(shown(cells.get(k, NOTHING), 1, 3) for k in aucs),
+             str(cells[AFTER]["probes"])]
+            for name, cells in body.items()
+        ],
+    )  # fmt: skip
+    roc_rows = [[name, *(shown(cell) for cell in cells.values())] for name, cells in result["roc"].items()]
+    lines += table_lines(["reported at false alarms of", *(f"{share:.1%}" for share in FALSE_ALARMS)], roc_rows)
+    lines += table_lines(["alarm", "AUC"], [[n, shown(cell, 1, 3)] for n, cell in result["alarm ablation"].items()])
     names = list(result["periocular"])
-    lines += ["", "| TAR at FAR 1e-3 | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row in result["rows"]:
-        lines.append(f"| {row} | " + " | ".join(shown(result["periocular"][n].get(row, NOTHING)) for n in names) + " |")
+    tar = [[row, *(shown(result["periocular"][n].get(row, NOTHING)) for n in names)] for row in result["rows"]]
+    lines += table_lines(["TAR at FAR 1e-3", *names], tar)
     return "\n".join(lines) + "\n"
+
+
+def table_lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    every = [titles, ["---"] * len(titles), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in every] + [""]
 
 
 def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
