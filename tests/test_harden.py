@@ -19,11 +19,13 @@ from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import redetection
 from gan_mask.faces import align, to_tensors
+from gan_mask.generator import load_generator
 from gan_mask.harden import alarm, blends, fit, pictures, table
 from gan_mask.harden.command import harden as run
 from gan_mask.harden.export import options_of
 from gan_mask.harden.options import HardenConfig
 from gan_mask.harden.pools import make_pool
+from gan_mask.harden.score_attack import ScoreAttack
 from gan_mask.landmarks import frame
 from gan_mask.pretrained import load_detector
 from gan_mask.pretrained.protocol import resize
@@ -307,6 +309,26 @@ def test_an_attack_sees_the_alarm_as_a_detector(fakes: None) -> None:
     assert (face > 0).all()
     score.sum().backward()
     assert faces.grad is not None and faces.grad.abs().sum() > 0
+
+
+def test_whoever_may_ask_evades_without_a_gradient(prepared: Path) -> None:
+    _, faces, landmarks = people(prepared)
+    faces, landmarks, generator = faces[:6], landmarks[:6], load_generator()
+    texture = templates.load_all(templates.best(faces, landmarks))
+    detector, asked = load_detector("classifier-hardened"), []
+
+    def answers(shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(len(shown))
+        assert not torch.is_grad_enabled()
+        return detector(shown)
+
+    masked, result = ScoreAttack(generator, answers, queries=80).mask(faces, landmarks, texture)
+    assert result.iterations is not None
+    assert sum(asked) == int(result.iterations.sum()) and int(result.iterations.max()) <= 80
+    with torch.no_grad():
+        before, after = detector(generator(faces, landmarks, texture))[0], detector(masked)[0]
+    assert (after <= before + 0.1).all()  # its goal is met, or something better was found
+    assert (after > 0).sum() < (before > 0).sum()
 
 
 # ------------------------------------------------------------------------------------------- the table

@@ -32,6 +32,7 @@ from gan_mask.harden import pictures
 from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
 from gan_mask.harden.pools import faced_masks
+from gan_mask.harden.score_attack import ScoreAttack
 from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.pretrained.thresholds import far_thresholds
 from gan_mask.values import COUNT, SEED, Range, check, option, to_dict
@@ -53,6 +54,7 @@ class TableConfig:
     generators: tuple[str, ...] = option((), "checkpoints of generators; the first one's masks are refined, too")
     attacks: tuple[str, ...] = option(("mf2m", "advface"), "optimised methods; the last one aims at the alarm, too")
     refine: int = option(10, "steps that refine a generator's masks", within=COUNT)
+    queries: int = option(1000, "queries of --after per face, by one who sees its scores alone", within=COUNT)
     adaptive: tuple[str, ...] = option((), "checkpoints of generators that were trained against --after")
     embedders: tuple[str, ...] = option(("dlib",), "recognisers of the periocular fallback; the first is attacked")
     templates: tuple[str, ...] = option(
@@ -132,6 +134,8 @@ def rows_of(
         rows.append(Row(f"generator {Path(folder).name} (adaptive)", "adaptive", trained, probes.index))
     if first:
         rows.append(Row(f"generator {first[0]}, refine {c.refine}{against}", "adaptive", refined(first[1], after), few))
+        asking = faced(shown, ScoreAttack(first[1], after, c.queries, c.seed))
+        rows.append(Row(f"generator {first[0]}, {c.queries} queries{against}", "adaptive", asking, few))
     rows += [Row(name + against, "adaptive", optimised(name, after), few) for name in c.attacks]
     for name in c.attacks[-1:]:
         both = optimised(name, after, alarms.as_detector(alarm))
