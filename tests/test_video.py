@@ -247,6 +247,19 @@ def test_a_folder_of_clips_says_how_to_name_one(tmp_path: Path) -> None:
         sample(SampleConfig(faces=str(tmp_path / "clips"), out=str(tmp_path / "out")))
 
 
+def test_clips_beside_photos_are_told_of(tmp_path: Path, fakes: None, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.mov").write_bytes(b"x")
+    Image.new("RGB", (64, 64)).save(photos / "b.png")
+    sample(
+        SampleConfig(
+            faces=str(photos), out=str(tmp_path / "out"), method="dm", embedders=("fake",), detectors=("fake",)
+        )
+    )
+    assert f"1 clip left out: clips are named one by one: --faces {photos / 'a.mov'}" in capsys.readouterr().out
+
+
 def test_without_pyav_it_says_what_to_install(
     tmp_path: Path, fakes: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

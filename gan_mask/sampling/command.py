@@ -51,9 +51,12 @@ def sample(c: SampleConfig) -> list[Row]:
 def _sample(c: SampleConfig, folder: Path) -> list[Row]:
     source, out = Path(c.faces), Path(c.out)
     names, problems = find_photos(source)
+    if clips := [] if source.is_file() else sorted(path for path in source.iterdir() if is_clip(path)):
+        told = f"clips are named one by one: --faces {clips[0]}"
+        if not names:
+            raise GanMaskError(f"--faces {source}: no photos in it, and {told}")
+        print(f"{len(clips)} clip{'s' * (len(clips) > 1)} left out: {cli.printable(told)}")
     if not names:
-        if clips := sorted(path for path in source.iterdir() if is_clip(path)):
-            raise GanMaskError(f"--faces {source}: no photos in it, and clips are named one by one: --faces {clips[0]}")
         raise GanMaskError(f"--faces {source}: no image files in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
     sampler = load(c)
     files.remove_leftovers(out)
