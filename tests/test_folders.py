@@ -183,7 +183,10 @@ def test_thresholds_belong_to_the_weights_that_they_were_measured_on(tmp_path, m
 def test_an_alarm_belongs_to_the_weights_that_it_was_fitted_to(tmp_path, fakes, monkeypatch):
     loaded = fingerprints({"fake": FakeEmbedder()}, {"fake": FakeDetector()})
     weights = {f"{part} fake": 1.0 for part in ("logit", "upper-whole", "lower-whole", "upper-lower")}
-    kept = {"detector": "fake", "embedders": ["fake"], "weights": weights, "intercept": 0.0, "networks": loaded}
+    kept = {
+        "detector": "fake", "embedders": ["fake"], "weights": weights, "usual": weights, "intercept": 0.0,
+        "networks": loaded, "code": run_record.CODE["alarm"],
+    }  # fmt: skip
     path = tmp_path / "alarm.json"
     path.write_text(json.dumps(kept))
     alarm.load(path)
