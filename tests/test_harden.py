@@ -13,6 +13,7 @@ import pytest
 import torch
 from fakes import FakeDetector, FakeEmbedder
 from onnx import TensorProto, helper, numpy_helper
+from test_pretrained import tiny_classifier
 
 from gan_mask import harden, masking, run_record, templates
 from gan_mask.data import PreparedSet
@@ -203,6 +204,12 @@ def test_an_onnx_detector_is_fine_tuned_and_written_back(prepared: Path, tmp_pat
 
 
 # ------------------------------------------------------------------------------------------- what is learned from
+
+
+def test_a_detector_without_weights_is_told(prepared: Path, tmp_path: Path) -> None:
+    sidecar = tiny_classifier(tmp_path, 3)
+    with pytest.raises(GanMaskError, match="no weights"):
+        run(replace(options(prepared, tmp_path / "out"), detector=f"onnx:{sidecar}"))
 
 
 def test_blends_change_the_lower_face_alone_and_are_drawn_anew(prepared: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from gan_mask import attacks, cli, pretrained
 from gan_mask import harden as package
 from gan_mask.data import PreparedSet
+from gan_mask.errors import GanMaskError
 from gan_mask.harden import pictures
 from gan_mask.harden.export import export
 from gan_mask.harden.fit import Examples, fit, set_operating_point
@@ -42,6 +43,8 @@ def rounds(c: HardenConfig, photos: PreparedSet, detector: Detector, pack: Any) 
     out = Path(c.out)
     trained, detector = apart(detector)
     original = {name: p.detach().clone() for name, p in trained.net.named_parameters()}
+    if not original:
+        raise GanMaskError(f"--detector {c.detector}: it has no weights that training could change")
     pools: list[Pool] = []
     for number in range(1, c.rounds + 1):
         folder = out / f"round-{number}"
