@@ -429,12 +429,19 @@ def _side(face: Face) -> float:
 
 def at_place(box: np.ndarray, others: np.ndarray) -> int | None:
     """Which of the boxes (N, 4) is of the face at `box` (4,): the one that overlaps most, by SAME_PLACE at least."""
-    from torchvision.ops import box_iou
-
     if not len(others):
         return None
-    overlap, best = box_iou(torch.from_numpy(box)[None], torch.from_numpy(others))[0].max(0)
-    return int(best) if overlap >= SAME_PLACE else None
+    shares = overlaps(box[None], others)[0]
+    best = int(shares.argmax())
+    return best if shares[best] >= SAME_PLACE else None
+
+
+def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (N, 4) and (M, 4), x0, y0, x1, y1: (N, M)."""
+    from torchvision.ops import box_iou
+
+    shares: np.ndarray = box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy()
+    return shares
 
 
 def _roll(points: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gan_mask.faces import Face
+from gan_mask.faces import Face, overlaps
 
 OVERLAP = 0.3  # IoU of boxes from which on a face is that of the frame before
 SEEN = 3  # times within `ahead` frames that a face must be found, or it may be a flash of something else
@@ -45,10 +45,9 @@ class Tracker:
         for track in self.tracks:
             track.seen = {i: face for i, face in track.seen.items() if i >= frame - 2 * self.ahead}
         current = [track for track in self.tracks if track.last >= frame - self.ahead]
-        pairs = [
-            (overlap(track.seen[track.last].box, face.box), a, b)
-            for a, track in enumerate(current) for b, face in enumerate(faces)
-        ]  # fmt: skip
+        before = np.array([track.seen[track.last].box for track in current], np.float32).reshape(-1, 4)
+        shares = overlaps(before, np.array([face.box for face in faces], np.float32).reshape(-1, 4))
+        pairs = [(share, a, b) for (a, b), share in np.ndenumerate(shares)]
         given: dict[int, Track] = {}
         for share, a, b in sorted(pairs, reverse=True):
             if share >= OVERLAP and b not in given and current[a] not in given.values():
@@ -92,10 +91,3 @@ def smoothed(near: dict[int, Face], frame: int, reach: int) -> Face:
     faces = [near[i] for i in frames]
     nearest = near[min(near, key=lambda i: abs(i - frame))]
     return Face(mean([f.box for f in faces]), nearest.score, mean([f.landmarks for f in faces]), nearest.disagreement)
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes (x0, y0, x1, y1)."""
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    shared = float(np.prod((high - low).clip(0)))
-    return shared / max(float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared, 1e-9)
