@@ -181,12 +181,11 @@ def writing(path: Path, clip: Clip, tag: str) -> Iterator[Writer]:
             writer.finish()
 
 
-def read_mark(path: Path) -> str | None:
-    """The tag in a clip that `writing` wrote, else None. UnreadableImage where it is no clip."""
+def read_comment(path: Path) -> str | None:
+    """What stands where `writing` puts the tag, whoever wrote it. UnreadableImage where it is no clip."""
     with reading(path) as clip:
         metadata = {key.lower(): value for key, value in clip.container.metadata.items()}
-    tag = metadata.get(MARK, "")
-    return tag if tag.startswith("gan_mask ") else None
+    return metadata.get(MARK)
 
 
 def _av(path: Path) -> Any:

@@ -130,9 +130,10 @@ def _write(photo: np.ndarray, path: Path, original: Original, tag: str) -> None:
 def read_provenance(path: Path) -> str | None:
     """The tag in a photo or a clip that we wrote, else None. Raises UnreadableImage."""
     if clip.is_clip(path):
-        return clip.read_mark(path)
-    with opened(path) as image:
-        tag = image.getexif().get(ExifTags.Base.ImageDescription)
+        tag = clip.read_comment(path)
+    else:
+        with opened(path) as image:
+            tag = image.getexif().get(ExifTags.Base.ImageDescription)
     return tag if isinstance(tag, str) and tag.startswith("gan_mask ") else None
 
 
