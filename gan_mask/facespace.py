@@ -23,6 +23,7 @@ from gan_mask.files import read_safetensors
 BASIS = Path(__file__).parent / "assets" / "lower_faces.safetensors"  # data_prep/make_basis.py
 COMPONENTS = 80
 SHAPE = (9, 12)  # control points of the displacement, and twice as many of the light, at 72 x 96 texels
+SHAPES = ((COMPONENTS,), (2, *SHAPE), (1, 2 * SHAPE[0], 2 * SHAPE[1]))  # of one face's numbers, in the order of Face
 
 
 class Face(NamedTuple):

@@ -41,13 +41,7 @@ class AdvFace(Optimised):
     def begin_at(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> list[Tensor]:
         if self.start is not None:
             return list(self.start.other_face(faces, landmarks, templates, self.options.seed))
-        count, (rows, columns) = len(templates), facespace.SHAPE
-        zeros = templates.new_zeros
-        return [
-            zeros(count, facespace.COMPONENTS),
-            zeros(count, 2, rows, columns),
-            zeros(count, 1, 2 * rows, 2 * columns),
-        ]
+        return [templates.new_zeros(len(templates), *shape) for shape in facespace.SHAPES]
 
     def paint(self, templates: Tensor, variables: Sequence[Tensor]) -> Tensor:
         return facespace.paint(templates, self.bounds.face(variables), facespace.basis_for(templates)).clamp(0, 1)

@@ -50,13 +50,9 @@ class Blend(Method):
 
 def other_face(textures: Tensor, draws: Draws) -> Tensor:
     """Textures (B, 3, h, w) changed at random within an attacker's bounds: (B, 3, h, w), not clamped."""
-    rows, columns = facespace.SHAPE
+    appearance, *maps = facespace.SHAPES
     strength = draws.uniform(1, low=0.2, high=1.5)
-    raw = [
-        strength * draws.normal(facespace.COMPONENTS),
-        strength[..., None, None] * _coarse(draws, 2, rows, columns),
-        strength[..., None, None] * _coarse(draws, 1, 2 * rows, 2 * columns),
-    ]
+    raw = [strength * draws.normal(*appearance), *(strength[..., None, None] * _coarse(draws, *size) for size in maps)]
     return facespace.paint(textures, facespace.Bounds().face(raw), facespace.basis_for(textures))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gan_mask import augment, facespace, likeness, masking
+from gan_mask import augment, facespace, masking
 from gan_mask.attacks.base import Method, Result
+from gan_mask.attacks.benign import dm_adapted
 from gan_mask.augment import Draws
 from gan_mask.cli import Progress
 from gan_mask.generator import Generator
@@ -35,9 +37,7 @@ class ScoreAttack(Method):
 
     @torch.no_grad()
     def apply(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> Result:
-        templates = likeness.adapt(
-            templates.expand(len(faces), -1, -1, -1), masking.unwrap(faces, landmarks, self.texture_size)
-        )
+        templates = dm_adapted(faces, landmarks, templates)
         best = torch.cat(
             [raw.flatten(1) for raw in self.generator.other_face(faces, landmarks, templates, self.seed)], 1
         )
@@ -62,9 +62,7 @@ class ScoreAttack(Method):
         return size * draws.normal(length) * (draws.uniform(length) < CHANGED)
 
     def _paint(self, templates: Tensor, numbers: Tensor) -> Tensor:
-        rows, columns = facespace.SHAPE
-        shapes = (facespace.COMPONENTS,), (2, rows, columns), (1, 2 * rows, 2 * columns)
-        parts = numbers.split([torch.Size(shape).numel() for shape in shapes], 1)
-        raw = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+        parts = numbers.split([math.prod(shape) for shape in facespace.SHAPES], 1)
+        raw = [part.unflatten(1, shape) for part, shape in zip(parts, facespace.SHAPES, strict=True)]
         bounds = self.generator.net.bounds
         return facespace.paint(templates, bounds.face(raw), facespace.basis_for(templates)).clamp(0, 1)
