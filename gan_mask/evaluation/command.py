@@ -181,7 +181,7 @@ def report_of(a: Assembled) -> Report:
         figures["lfw"] = lfw_accuracy(c, c.pairs, e.embedders, e.device)
 
     # Looks
-    figures["notes"] += notes_on_folders(e, costs)
+    figures["notes"] += frame_folders(e, costs)
     landmarks = torch.stack([e.photos.landmarks(int(i)) for i in probes.index])
     appearances = appearance.measure_all(paths, landmarks.numpy())
     figures["looks"] = {name: appearance.table(values, probes.identity) for name, values in appearances.items()}
@@ -203,8 +203,8 @@ def report_of(a: Assembled) -> Report:
     return Report(figures)
 
 
-def notes_on_folders(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
-    """What is to be known of other tools' pictures, which are written to OUT as the probes are framed."""
+def frame_folders(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """Write other tools' pictures to OUT as the probes are framed; what is to be known of them."""
     notes = []
     for name, folder in e.methods.items():
         if not isinstance(folder, folders.Folder):

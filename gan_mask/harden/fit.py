@@ -46,7 +46,7 @@ class Examples(Dataset[Any]):
         self.photos, self.pools, self.pack, self.seed = photos, pools, pack, (c.seed, number)
         self.length = steps_of(c, number) * c.batch_size
         self.shares = SHARES_WITH_REAL if pack else SHARES
-        self.camera = pictures.Camera((0.92, 1.12), 0.03, 6)  # faces are aligned before a detector sees them
+        self.camera = pictures.Camera()
 
     def __len__(self) -> int:
         return self.length
@@ -142,7 +142,7 @@ def set_operating_point(detector: MaskClassifier, photos: PreparedSet, false_ala
 def save_state(path: Path, step: int, detector: Detector, optimizer: torch.optim.Optimizer) -> None:
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().contiguous() for name, value in state_of(detector).items()}
+    tensors = {name: value.contiguous() for name, value in detector.state_dict().items()}
     for name, parameter in detector.named_parameters():
         state = optimizer.state.get(parameter, {})  # empty where the loss does not reach, such as a box regression
         tensors |= {f"{key}|{name}": value.contiguous() for key, value in state.items()}
@@ -158,7 +158,7 @@ def restore(path: Path, detector: Detector, optimizer: torch.optim.Optimizer) ->
 
     try:
         with safe_open(path, "pt") as f, torch.no_grad():
-            for name, value in state_of(detector).items():
+            for name, value in detector.state_dict().items():
                 value.copy_(f.get_tensor(name))
             for name, parameter in detector.named_parameters():
                 keys = [key for key in ("exp_avg", "exp_avg_sq", "step") if f"{key}|{name}" in f.keys()]
@@ -167,8 +167,3 @@ def restore(path: Path, detector: Detector, optimizer: torch.optim.Optimizer) ->
             return int(f.metadata()["step"])
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
         raise GanMaskError(f"{path}: damaged ({error}); delete it to repeat this round") from error
-
-
-def state_of(detector: Detector) -> dict[str, Tensor]:
-    """Weights and statistics of normalisation by name."""
-    return {**dict(detector.named_parameters()), **dict(detector.named_buffers())}
