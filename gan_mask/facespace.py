@@ -41,6 +41,9 @@ class Bounds(NamedTuple):
     shape: float = 0.08  # of the texture's width
     light: float = 0.03  # luminance in [0, 1]
 
+    def scaled(self, by: float) -> Bounds:
+        return Bounds(*(by * bound for bound in self))
+
     def face(self, raw: Sequence[Tensor]) -> Face:
         """Unbounded numbers of a network or an optimiser to changes within the bounds.
 

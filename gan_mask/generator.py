@@ -51,11 +51,14 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         names = shipped.best(faces, landmarks) if name == "match" else [name]
         return shipped.load_all(names, self.texture_size)
 
-    def texture(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
+    def texture(
+        self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0, strength: float = 1.0
+    ) -> Tensor:
         """Mask textures (B, 3, h, w) in [0, 1] for faces (B, 3, H, W) in [0, 1] with landmarks (B, 68, 2) px.
 
         templates: textures (B or 1, 3, h, w) in [0, 1] of the faces printed on the masks; by default the
         one that the configuration names. With seamless placement they are adapted to the wearers first.
+        strength: share of its change to make, 0 or more: 0 is the template alone, 1 as it was trained.
         GanMaskError for colours outside of [0, 1], such as 0 to 255.
         """
         masking.check_pictures(faces, "faces", values=True)
@@ -69,7 +72,7 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         if self.config.placement == "seamless":
             templates = likeness.adapt(templates, own)
         z = self.noise(len(faces), seed)
-        return self.net(own.to(z), templates.to(z), z).texture
+        return self.net(own.to(z), templates.to(z), z, strength).texture
 
     def other_face(
         self, faces: Tensor, landmarks: Tensor, adapted: Tensor, seed: int = 0
@@ -80,9 +83,11 @@ class Generator(nn.Module, PyTorchModelHubMixin):
         assert raw is not None, "a generator with face heads is asked"
         return raw
 
-    def forward(self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0) -> Tensor:
+    def forward(
+        self, faces: Tensor, landmarks: Tensor, templates: Tensor | None = None, seed: int = 0, strength: float = 1.0
+    ) -> Tensor:
         """Masked faces (B, 3, H, W) in [0, 1], of the faces' dtype; arguments as in `texture`."""
-        texture = self.texture(faces, landmarks, templates, seed)
+        texture = self.texture(faces, landmarks, templates, seed, strength)
         return masking.put_on(faces, landmarks, texture, self.config.placement, self.config.softness)
 
     @classmethod

@@ -57,8 +57,10 @@ def _figures(network: nn.Module, report: Path) -> dict[str, Any]:
         raise GanMaskError(f"{path}: no generator was measured; evaluate this one with --methods {METHOD}")
     if figures.get("generator_sha256") != files.weights_digest(network):
         raise GanMaskError(f"{path}: it is not of this generator's weights; evaluate it with --checkpoint")
-    if figures["command"].get("refine"):
-        raise GanMaskError(f"{path}: measured with --refine, which is not what the generator does alone; leave it out")
+    for option in {"refine", "strength"} & set(figures["command"]):
+        raise GanMaskError(
+            f"{path}: measured with --{option}, which is not what the generator does alone; leave it out"
+        )
     return figures
 
 

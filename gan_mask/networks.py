@@ -146,17 +146,20 @@ class TextureUNet(nn.Module):
             start[c.kernel**2 // 2] = 5.0
         self.heads.bias = nn.Parameter(start.repeat_interleave(4))
 
-    def forward(self, face_texture: Tensor, template: Tensor, z: Tensor) -> Prediction:
-        """Textures (B, 3, h, w) in [0, 1], z (B, noise) -> the texture that is worn, and what was changed."""
+    def forward(self, face_texture: Tensor, template: Tensor, z: Tensor, strength: float = 1.0) -> Prediction:
+        """Textures (B, 3, h, w) in [0, 1], z (B, noise) -> the texture that is worn, and what was changed.
+
+        strength: how much of the change is made; 0 leaves the template as it is.
+        """
         skips = self._features(face_texture, template, z)
         texture, raw = template.float(), None
         if self.face is not None:
             basis = facespace.basis_for(template)
             places = (facespace.coordinates(t, basis) for t in (texture, face_texture.float()))
             raw = self.face(skips[-1], *places)
-            texture = facespace.paint(texture, self.bounds.face(raw), basis)
+            texture = facespace.paint(texture, self.bounds.scaled(strength).face(raw), basis)
         if any(head in PIXEL_HEADS for head in self.config.heads):
-            texture = self._retouch(texture, skips, z)
+            texture = texture.lerp(self._retouch(texture, skips, z), strength)
         return Prediction(texture.clamp(0, 1), raw)
 
     def _features(self, face_texture: Tensor, template: Tensor, z: Tensor) -> list[Tensor]:

@@ -128,6 +128,39 @@ def test_refining_begins_at_the_generators_face(wearers, generator: Generator) -
     assert method.placement == "seamless"
 
 
+@pytest.mark.parametrize("heads", [facespace.Face._fields, ("filter", "residual"), ("shape", "residual")])
+def test_strength_leads_from_the_template_to_the_mask_as_trained(wearers, heads: tuple[str, ...]) -> None:  # noqa: F811
+    torch.manual_seed(1)
+    made = Generator(
+        GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16), heads=heads, placement="seamless")
+    ).requires_grad_(False)
+    for head in (made.net.face, getattr(made.net, "heads", None)):
+        for parameter in head.parameters() if head is not None else ():
+            torch.nn.init.normal_(parameter, std=0.2)
+    template = attacks.dm_adapted(*wearers)
+
+    def change(strength: float) -> float:
+        method = attacks.method("generator", made, options=attacks.Options(strength=strength))
+        return float((method.apply(*wearers).textures - template).abs().mean())
+
+    changes = [change(strength) for strength in (0, 0.25, 0.5, 1)]
+    assert changes[0] < 1e-5
+    assert changes == sorted(changes) and changes[2] < 0.8 * changes[3]
+    unasked = attacks.method("generator", made).apply(*wearers).textures
+    assert torch.equal(
+        unasked, attacks.method("generator", made, options=attacks.Options(strength=1.0)).apply(*wearers).textures
+    )
+
+
+def test_refinement_stays_within_the_strength_that_is_asked_for(wearers, generator: Generator) -> None:  # noqa: F811
+    weaker = attacks.Options(refine=1, strength=0.5, placement="seamless")
+    method = attacks.method("generator", generator, SURROGATES, weaker)
+    adapted = attacks.dm_adapted(*wearers)
+    begun = method.begin_at(wearers.faces, wearers.landmarks, adapted)
+    assert (method.paint(adapted, begun) - generator.texture(*wearers, strength=0.5)).abs().max() < 1e-6
+    assert method.bounds == generator.net.bounds.scaled(0.5)
+
+
 def test_refining_needs_a_generator_of_faces_and_surrogates() -> None:
     old = Generator(GeneratorConfig(texture_height=24, texture_width=32, widths=(8, 16)))
     with pytest.raises(GanMaskError, match="--refine.*filter, residual"):

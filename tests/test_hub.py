@@ -173,6 +173,7 @@ def test_a_report_of_something_else_is_refused_before_anything_is_sent(tmp_path:
     fails("not of this generator's weights", measured(tmp_path, made, generator_sha256=None))
     fails("no generator was measured", measured(tmp_path, made, pictures={"faces": {"dm": []}}))
     fails("measured with --refine", measured(tmp_path, made, command={"refine": 10}))
+    fails("measured with --strength", measured(tmp_path, made, command={"strength": 0.5}))
 
 
 def test_a_saved_generator_has_a_card_too(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ class AdvFace(Optimised):
         super().__init__(surrogates, replace(options, diversity=0.0))
         self.start = start
         if start is not None:
-            self.bounds, self.texture_size = start.net.bounds, start.texture_size
-            if not any(self.bounds):
+            self.bounds, self.texture_size = start.net.bounds.scaled(options.strength), start.texture_size
+            if not any(start.net.bounds):
                 raise GanMaskError(f"--refine: this generator predicts {', '.join(start.config.heads)}, no other face")
 
     def begin_at(self, faces: Tensor, landmarks: Tensor, templates: Tensor) -> list[Tensor]:

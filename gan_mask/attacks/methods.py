@@ -26,7 +26,7 @@ def method(
     surrogates: Surrogates | None = None,
     options: Options = Options(),  # noqa: B008  (frozen)
 ) -> Method:
-    """The method called `name`; 'generator' needs `generator`, the optimised ones `surrogates` and take `options`.
+    """The method called `name`; 'generator' needs `generator`, the optimised ones `surrogates`.
 
     options.placement is that of 'dm' and of the optimised ones; a generator has its own, and a plain mask is laid over.
     """
@@ -35,7 +35,7 @@ def method(
             raise GanMaskError("method 'generator' needs a checkpoint (--checkpoint)")
         if options.refine:
             return refined(generator, surrogates, options)
-        paint = partial(generator.texture, seed=options.seed)
+        paint = partial(generator.texture, seed=options.seed, strength=options.strength)
         return Painted(paint, generator.config.placement, options.softness, generator.texture_size)
     if name in OPTIMISED:
         if surrogates is None:

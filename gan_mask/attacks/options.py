@@ -1,4 +1,4 @@
-"""Options of the optimised methods."""
+"""Options of the generator and of the optimised methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gan_mask.values import FRACTION, WEIGHT, Range, option
 
 @dataclass(frozen=True)
 class Options:
-    """Of the optimised methods; colours are in [0, 1], so a step of 8-bit colour is 1/255 = 0.0039."""
+    """Of generator and optimised methods; colours are in [0, 1], so a step of 8-bit colour is 1/255 = 0.0039."""
 
     steps: int = option(100, "gradient steps at most", within=Range(0, 2**31 - 1))
     bound: float = option(12 / 255, "L-infinity bound of the noise, in [0, 1] of colour", within=FRACTION)
@@ -27,6 +27,11 @@ class Options:
     )
     face_rate: float = option(0.3, "advface: Adam's learning rate, in units of the bounds", within=WEIGHT)
     plausible: float = option(0.05, "advface: weight of how far the lower face is from those of people", within=WEIGHT)
+    strength: float = option(
+        1.0,
+        "generator: share of its change to make: 0 is its template alone, less than 1 looks better and dodges less",
+        within=Range(0, 2),
+    )
     refine: int = option(
         0,
         "generator: at most so many of advface's steps from its output, until the goal is met",

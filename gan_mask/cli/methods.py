@@ -19,7 +19,9 @@ def parser_with_attack(cls: type[Any], prog: str, description: str | None) -> Pa
     """All options of the dataclass `cls`, with those of its field `attack` as a group of their own."""
     parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, cls, separator="-")
-    group = parser.add_argument_group("optimised methods (advnoise-dm, mf2m, advface, and generator with --refine)")
+    group = parser.add_argument_group(
+        "generator, and optimised methods (advnoise-dm, mf2m, advface, generator with --refine)"
+    )
     add_options(group, Options, separator="-")
     add_message_options(parser)
     return parser
