@@ -103,5 +103,8 @@ def _percent(cell: Mapping[str, Any] | None) -> str:
 
 def _plain(measure: str) -> str:
     """A measure with its network's name, but not the folders of the machine that it was measured on."""
-    what, onnx, path = measure.partition(" onnx:")
-    return f"{what} {Path(path).stem}" if onnx else measure
+    for scheme in files.SCHEMES:
+        what, found, path = measure.partition(f" {scheme}")
+        if found:
+            return f"{what} {Path(path).stem}"
+    return measure

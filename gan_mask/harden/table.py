@@ -349,7 +349,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     detectors = [*result["command"]["before"], AFTER]
     rates = [*detectors, "alarm"]
     aucs = [f"AUC {name}" for name in rates]
-    titles = [Path(name.removeprefix("onnx:")).stem for name in rates] + ["AUC " + Path(n).stem for n in rates]
+    titles = [Path(name).stem for name in rates] + ["AUC " + Path(n).stem for n in rates]
     body = {**result["rows"], **result["real pack"]}
     lines = table_lines(
         ["", *titles, "faces"],
