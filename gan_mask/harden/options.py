@@ -71,7 +71,7 @@ def check(c: HardenConfig) -> None:
         raise GanMaskError("--steps: expected one number or more")
 
 
-RESUMABLE = {"out", "workers", "save_every"}  # what may change when a run is resumed
+RESUMABLE = {"out", "workers", "save_every", "require"}  # what may change when a run is resumed
 
 
 def claimed(
