@@ -15,7 +15,6 @@ from PIL import Image
 from test_harden import fake_alarm
 from test_page import HOSTILE, Page, cell, show
 
-from gan_mask import files
 from gan_mask.cli import parse
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import intervals
@@ -63,10 +62,10 @@ def scores() -> dict[str, dict[str, np.ndarray]]:
 def written(c: table.TableConfig, scores: dict[str, dict[str, np.ndarray]], **changed: Any) -> Path:
     out = Path(c.out)
     for name in scores:
-        folder = out / "faces" / files.safe_name(name)
-        folder.mkdir(parents=True)
         for i in range(12):
-            Image.new("RGB", (160, 160), (20 * i, 90, 120)).save(folder / f"{i:05d}.png")
+            path = out / page.file_of(name, i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (160, 160), (20 * i, 90, 120)).save(path)
     page.write(result_of(c) | changed, scores, to_dict(table.TableConfig()), out)
     return out / "index.html"
 

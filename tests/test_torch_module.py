@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from conftest import REPOSITORY
 from test_harden import options, people
 
 from gan_mask.errors import GanMaskError
@@ -58,6 +59,13 @@ def test_a_torchvision_model_is_a_detector(tmp_path: Path) -> None:
     assert (face_logit > 0).all()
     mask_logit.sum().backward()
     assert faces.grad is not None and faces.grad.abs().sum() > 0
+
+
+def test_the_documented_sidecar_is_one(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+    keys = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    path = mobilenet(tmp_path, **{**keys, "file": "mobilenet.safetensors", "sha256": None})
+    assert load_detector(f"torch:{path}")(torch.rand(2, 3, 160, 160))[0].shape == (2,)
 
 
 def test_a_timm_model_is_a_detector(tmp_path: Path) -> None:

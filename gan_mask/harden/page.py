@@ -55,9 +55,8 @@ def examples(name: str, kind: str, scores: Mapping[str, np.ndarray], out: Path) 
     how_wrong = after if kind == "bare" else -after
     wrong = np.flatnonzero(how_wrong > 0 if kind == "bare" else how_wrong >= 0)  # NaN is neither
     surest = wrong[np.argsort(-how_wrong[wrong], kind="stable")][:EXAMPLES]
-    folder = Path("faces") / files.safe_name(name)
     faces = [
-        {"picture": _uri(out / folder / f"{i:05d}.png"), "file": str(folder / f"{i:05d}.png"),
+        {"file": str(file_of(name, i)), "picture": _uri(out / file_of(name, i)),
          "score": float(after[i]), "alarm": float(scores["alarm"][i])}
         for i in surest
     ]  # fmt: skip
@@ -65,6 +64,11 @@ def examples(name: str, kind: str, scores: Mapping[str, np.ndarray], out: Path) 
     return {
         "row": name, "kind": kind, "wrong": WRONG.get(kind, MISSED), "count": len(wrong), "of": found, "faces": faces,
     }  # fmt: skip
+
+
+def file_of(row: str, number: int) -> Path:
+    """Where a row's picture lies in OUT."""
+    return Path("faces") / files.safe_name(row) / f"{number:05d}.png"
 
 
 def words_of(command: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from gan_mask import attacks, cli, files, masking, pretrained, templates
+from gan_mask import attacks, cli, files, masking, pretrained, tables, templates
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import redetection
-from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
+from gan_mask.evaluation.intervals import Cell, interval, of_auc
+from gan_mask.evaluation.pictures import strip, write_pngs
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.evaluation.redetection import Redetected
 from gan_mask.faces import FaceFinder, read_image, to_tensors
@@ -37,6 +37,7 @@ from gan_mask.harden.pools import faced_masks
 from gan_mask.harden.score_attack import ScoreAttack
 from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.pretrained.thresholds import far_thresholds
+from gan_mask.tables import shown
 from gan_mask.values import COUNT, SEED, Range, check, option, to_dict
 
 FAR = "0.001"
@@ -154,16 +155,14 @@ def redetect(
     row: Row, out: Path, embedders: Mapping[str, Any], detectors: Mapping[str, Detector], photos: PreparedSet | None
 ) -> Redetected:
     """Write the row's files and re-detect them; kept in OUT/cache. photos: whose landmarks hold, None: re-detect."""
-    safe = files.safe_name(row.name)
-    folder, kept = out / "faces" / safe, out / "cache" / f"{safe}.npz"
+    kept = out / "cache" / f"{files.safe_name(row.name)}.npz"
     if kept.is_file():
         return redetection.load(kept)[0]
-    folder.mkdir(parents=True, exist_ok=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(row.paint(row.index)):
-        Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{i:05d}.png")
+    paths = [out / page.file_of(row.name, i) for i in range(len(row.index))]
+    write_pngs(paths, (picture.transpose(1, 2, 0) for picture in row.paint(row.index)))
     finder = None if photos else FaceFinder()
-    pictures = [read_image(folder / f"{i:05d}.png") for i in range(len(row.index))]
+    pictures = [read_image(path) for path in paths]
     parts = []
     for start in cli.Progress(range(0, len(pictures), 16), desc=row.name, mininterval=5):
         part = pictures[start : start + 16]
@@ -390,31 +389,25 @@ def fallback_name(embedder: str) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    detectors = [*result["command"]["before"], AFTER]
-    rates = [*detectors, "alarm"]
+    rates = [*result["command"]["before"], AFTER, "alarm"]
     aucs = [f"AUC {name}" for name in rates]
-    titles = [Path(name).stem for name in rates] + ["AUC " + Path(n).stem for n in rates]
+    titles = [Path(files.split_scheme(name)[1]).stem for name in rates]
     body = {**result["rows"], **result["real pack"]}
-    lines = table_lines(
-        ["", *titles, "faces"],
-        [
-            [name, *(shown(cells.get(k, NOTHING)) for k in rates), *(shown(cells.get(k, NOTHING), 1, 3) for k in aucs),
-             str(cells[AFTER]["probes"])]
-            for name, cells in body.items()
-        ],
-    )  # fmt: skip
-    roc_rows = [[name, *(shown(cell) for cell in cells.values())] for name, cells in result["roc"].items()]
-    lines += table_lines(["reported at false alarms of", *(f"{share:.1%}" for share in FALSE_ALARMS)], roc_rows)
-    lines += table_lines(["alarm", "AUC"], [[n, shown(cell, 1, 3)] for n, cell in result["alarm ablation"].items()])
+    reported = [
+        [name, *(shown(cells.get(k)) for k in rates), *(shown(cells.get(k), 1, 3) for k in aucs),
+         str(cells[AFTER]["probes"])]
+        for name, cells in body.items()
+    ]  # fmt: skip
     names = list(result["periocular"])
-    tar = [[row, *(shown(result["periocular"][n].get(row, NOTHING)) for n in names)] for row in result["rows"]]
-    lines += table_lines(["TAR at FAR 1e-3", *names], tar)
-    return "\n".join(lines) + "\n"
-
-
-def table_lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    every = [titles, ["---"] * len(titles), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in every] + [""]
+    parts = [
+        (["", *titles, *(f"AUC {title}" for title in titles), "faces"], reported),
+        (["reported at false alarms of", *(f"{share:.1%}" for share in FALSE_ALARMS)],
+         [[name, *map(shown, cells.values())] for name, cells in result["roc"].items()]),
+        (["alarm", "AUC"], [[name, shown(cell, 1, 3)] for name, cell in result["alarm ablation"].items()]),
+        (["TAR at FAR 1e-3", *names],
+         [[row, *(shown(result["periocular"][name].get(row)) for name in names)] for row in result["rows"]]),
+    ]  # fmt: skip
+    return "\n".join(tables.markdown(*part) + "\n" for part in parts)
 
 
 def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
@@ -425,13 +418,12 @@ def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
     if not shared:
         return
     chosen = [shared[i] for i in np.linspace(0, len(shared) - 1, min(columns, len(shared))).astype(int)]
-    lines = []
+    paths = {}
     for row in rows:
         numbers = [place[int(rows[-1].index[i])] for i in chosen] if row.kind == "bare" else chosen
-        line = [read_image(out / "faces" / files.safe_name(row.name) / f"{i:05d}.png") for i in numbers]
-        lines.append(np.concatenate(line, 1))
+        paths[row.name] = [out / page.file_of(row.name, i) for i in numbers]
     with files.replacing(out / "faces.png") as temporary:
-        Image.fromarray(np.concatenate(lines)).save(temporary, format="PNG")
+        strip(paths, columns).save(temporary, format="PNG")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
