@@ -432,9 +432,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = measure(c)
         print(markdown(result))
         print(f"figures: {Path(c.out) / 'table.json'}   page: {Path(c.out) / 'index.html'}")
-    broken = [reason for reasons in result["limits"].values() for reason in reasons]
-    for reason in broken:
-        print(f"limit broken: {reason}", file=sys.stderr)
+        broken = [reason for reasons in result["limits"].values() for reason in reasons]
+        for reason in broken:
+            print(f"limit broken: {reason}", file=sys.stderr)
     if broken:
         raise SystemExit(1)
 
