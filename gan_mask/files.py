@@ -16,6 +16,7 @@ from gan_mask.errors import GanMaskError
 
 if TYPE_CHECKING:
     from torch import Tensor
+SCHEMES = ("onnx:", "torch:")  # of networks that are named by a sidecar, a JSON file
 NAME_BYTES = 255  # of a file's name, at most, on nearly all file systems
 
 
@@ -149,10 +150,16 @@ def safe_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
 
 
+def split_scheme(name: str) -> tuple[str, str]:
+    """A network's name as ("onnx:" or "torch:", its sidecar's path); any other name as ("", name)."""
+    scheme = next((scheme for scheme in SCHEMES if name.startswith(scheme)), "")
+    return scheme, name.removeprefix(scheme)
+
+
 def without_folder(name: str) -> str:
     """The name of a network, template or file as a file that is passed on tells it: no path of this machine."""
-    scheme = "onnx:" if name.startswith("onnx:") else ""
-    return scheme + Path(name.removeprefix(scheme)).name
+    scheme, path = split_scheme(name)
+    return scheme + Path(path).name
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from gan_mask import files
 from gan_mask._version import __version__
 from gan_mask.errors import GanMaskError
 from gan_mask.networks import GeneratorConfig
+from gan_mask.tables import markdown, shown
 
 TEMPLATE = Path(__file__).parent / "assets" / "hub_card.md"
 TASK = "Dodging face recognition and mask detection"
@@ -91,19 +92,15 @@ def _tables(figures: Mapping[str, Any]) -> dict[str, str]:
     for title, by_far in figures["rates"].items():
         rows = by_far[f"{figures['far']:g}"]
         measures = [measure for measure in rows[METHOD] if " net of " not in measure]
-        lines = [["", *map(_plain, measures)], ["---"] * (1 + len(measures))]
-        lines += [[name, *(_percent(row.get(measure)) for measure in measures)] for name, row in rows.items()]
-        tables[title] = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines = [[name, *(shown(row.get(measure)) for measure in measures)] for name, row in rows.items()]
+        tables[title] = markdown(["", *map(_plain, measures)], lines)
     return tables
-
-
-def _percent(cell: Mapping[str, Any] | None) -> str:
-    if cell is None or cell["rate"] is None:
-        return "–"
-    return f"{100 * cell['rate']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
 
 
 def _plain(measure: str) -> str:
     """A measure with its network's name, but not the folders of the machine that it was measured on."""
-    what, onnx, path = measure.partition(" onnx:")
-    return f"{what} {Path(path).stem}" if onnx else measure
+    for scheme in files.SCHEMES:
+        what, found, path = measure.partition(f" {scheme}")
+        if found:
+            return f"{what} {Path(path).stem}"
+    return measure

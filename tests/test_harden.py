@@ -287,14 +287,20 @@ def test_logistic_regression_agrees_with_scikit_learn() -> None:
     assert intercept == pytest.approx(reference.intercept_[0], abs=1e-3)
 
 
-def test_a_calibrated_alarm_comes_back_from_its_file(tmp_path: Path, fakes: None) -> None:
+def fake_alarm(folder: Path) -> Path:
+    """The file of an alarm on the fake networks."""
     features = alarm.Features(FakeDetector(), [FakeEmbedder()])  # type: ignore[arg-type,list-item]
-    path = tmp_path / "alarm.json"
+    path = folder / "alarm.json"
     path.write_text(json.dumps({
         "detector": "fake", "embedders": ["fake"], "intercept": -1.0, "code": run_record.CODE["alarm"],
         "weights": dict(zip(features.names, [1.0, 2.0, 3.0, 4.0], strict=True)),
         "usual": dict.fromkeys(features.names, 0.5),
     }))  # fmt: skip
+    return path
+
+
+def test_a_calibrated_alarm_comes_back_from_its_file(tmp_path: Path, fakes: None) -> None:
+    features, path = alarm.Features(FakeDetector(), [FakeEmbedder()]), fake_alarm(tmp_path)  # type: ignore[arg-type,list-item]
     faces, landmarks = torch.rand(5, 3, 64, 64), frame(64, 0.375).expand(5, -1, -1)
     expected = features(faces, landmarks).numpy() @ np.array([1.0, 2, 3, 4]) - 1
     loaded = alarm.load(path)

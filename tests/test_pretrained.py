@@ -824,7 +824,7 @@ def test_unknown_names() -> None:
     known = "known: dlib, sface, facenet-vggface2, facenet-casia-webface, insightface:PACK, onnx:SIDECAR.json"
     with pytest.raises(GanMaskError, match=f"unknown embedder 'arcfce'; {known}"):
         load_embedder("arcfce")
-    known = "classifier, classifier-hardened, onnx:SIDECAR.json"
+    known = "classifier, classifier-hardened, onnx:SIDECAR.json, torch:SIDECAR.json"
     with pytest.raises(GanMaskError, match=f"unknown detector 'yolo'; known: {known}"):
         load_detector("yolo")
 

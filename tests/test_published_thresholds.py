@@ -10,7 +10,7 @@ from fakes import FakeEmbedder
 
 from gan_mask import evaluation, pretrained
 from gan_mask.errors import GanMaskError
-from gan_mask.pretrained import onnx
+from gan_mask.pretrained.sidecar import read_sidecar
 
 AMTGAN = {  # as AMT-GAN's code has them: FAR 0.1, 0.01, 0.001
     "IR152": (0.094632, 0.166788, 0.227922), "IRSE50": (0.144840, 0.241045, 0.312703),
@@ -75,8 +75,8 @@ def test_a_sidecar_says_which_network_it_is(tmp_path):
     path = tmp_path / "ir152.json"
     for name in AMTGAN:
         path.write_text(json.dumps(sidecar | {"published": {"amtgan": name}}))
-        assert onnx.read_sidecar(path, "embedder")["published"] == {"amtgan": name}
+        assert read_sidecar(path, "embedder")["published"] == {"amtgan": name}
     for wrong in ({"amtgan": "ir152"}, {"amtgan": 1}, {"papers": "IR152"}, "IR152"):
         path.write_text(json.dumps(sidecar | {"published": wrong}))
         with pytest.raises(GanMaskError, match="'published'"):
-            onnx.read_sidecar(path, "embedder")
+            read_sidecar(path, "embedder")

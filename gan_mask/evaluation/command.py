@@ -269,7 +269,7 @@ def check_held_out(generator: Generator | None, surrogates: Networks, held_out: 
 
 def file_name(network: str) -> str:
     """mobileface.json for onnx:./configs/networks/mobileface.json; other names as they are."""
-    return Path(network.removeprefix("onnx:")).name
+    return Path(files.split_scheme(network)[1]).name
 
 
 def _perceptual(device: str) -> tuple[Perceptual | None, str | None]:

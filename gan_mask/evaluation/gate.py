@@ -36,10 +36,7 @@ def parse(text: str, sets: Sets, methods: Sequence[str], trained: str | None = N
     Without a set, the held-out one is meant if there is one; measures of looks have no set. trained: name of the
     realism AUC that will be measured, if any. Raises GanMaskError with the grammar or the known names.
     """
-    match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|<|>)\s*(\S+)\s*", text)
-    if not match:
-        raise GanMaskError(f"--require {text!r}: expected {GRAMMAR}")
-    left, sign, number = match.groups()
+    left, sign, value = split(text, GRAMMAR)
     chosen: dict[str, str | None] = {"set": None, "method": None}
     for key, known in (("set", sets), ("method", methods)):
         head, slash, rest = left.partition("/")
@@ -62,10 +59,19 @@ def parse(text: str, sets: Sets, methods: Sequence[str], trained: str | None = N
         )
     if not chosen["method"] and not attacks_among(methods):
         raise GanMaskError(f"--require {text!r}: no attack among --methods")
+    return Limit(text, title, chosen["method"], _plain(left), sign, value)
+
+
+def split(text: str, grammar: str) -> tuple[str, str, float]:
+    """What is limited, the operator and the number. Raises GanMaskError with the grammar."""
+    match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|<|>)\s*(\S+)\s*", text)
+    if not match:
+        raise GanMaskError(f"--require {text!r}: expected {grammar}")
+    left, sign, number = match.groups()
     try:
-        return Limit(text, title, chosen["method"], _plain(left), sign, float(number))
+        return left, sign, float(number)
     except ValueError:
-        raise GanMaskError(f"--require {text!r}: {number!r} is no number; expected {GRAMMAR}") from None
+        raise GanMaskError(f"--require {text!r}: {number!r} is no number; expected {grammar}") from None
 
 
 def broken(
@@ -80,14 +86,18 @@ def broken(
     reasons = []
     for method in [limit.method] if limit.method else attacks_among(list(table)):
         (cell,) = (cell for name, cell in table[method].items() if _plain(name) == limit.measure)
-        if cell["rate"] is None:
-            reasons.append(f"{limit.text}: {limit.set}/{method} could not be measured (no probe counts)")
-        elif not OPERATORS[limit.operator](cell["rate"], limit.value):
-            reasons.append(
-                f"{limit.text}: {limit.set}/{method} has {cell['rate']:.4f} [{cell['low']:.4f}, {cell['high']:.4f}] "
-                f"{where}({cell['probes']} probes)"
-            )
+        if reason := broken_by(cell, limit.operator, limit.value, f"{limit.set}/{method}", where):
+            reasons.append(f"{limit.text}: {reason}")
     return reasons
+
+
+def broken_by(cell: Cell, sign: str, value: float, name: str, where: str = "") -> str:
+    """What is wrong with the cell called `name`; empty where the limit holds. where: ends with a blank."""
+    if cell["rate"] is None:
+        return f"{name} could not be measured (no probe counts)"
+    if OPERATORS[sign](cell["rate"], value):
+        return ""
+    return f"{name} has {cell['rate']:.4f} [{cell['low']:.4f}, {cell['high']:.4f}] {where}({cell['probes']} probes)"
 
 
 def attacks_among(methods: Sequence[str]) -> list[str]:

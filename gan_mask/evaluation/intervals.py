@@ -69,14 +69,6 @@ def of_auc(scores: np.ndarray, labels: np.ndarray, identities: np.ndarray, draws
     return of_statistic(auc, identities, draws)
 
 
-def shown(cell: Cell, factor: float = 100, digits: int = 1) -> str:
-    """12.3 [10.1, 14.5], or a dash where nothing was measured."""
-    if cell["rate"] is None:
-        return "-"
-    rate, low, high = (f"{factor * float(cell[key] or 0):.{digits}f}" for key in ("rate", "low", "high"))
-    return f"{rate} [{low}, {high}]"
-
-
 def _percentiles(
     people: tuple[np.ndarray, ...], statistic: Callable[..., Any], draws: int, seed: int
 ) -> tuple[float, float]:

@@ -12,10 +12,11 @@ import numpy as np
 from gan_mask import files
 from gan_mask.evaluation import redetection
 from gan_mask.evaluation.clean import Clean
-from gan_mask.evaluation.intervals import NOTHING, Cell, shown
+from gan_mask.evaluation.intervals import Cell
 from gan_mask.evaluation.pictures import strip
 from gan_mask.evaluation.redetection import Redetected
 from gan_mask.evaluation.run import Experiment
+from gan_mask.tables import shown
 
 
 def write(
@@ -109,6 +110,6 @@ def table(results: Mapping[str, Mapping[str, Cell]], factor: float = 100, digits
     width = max(len(measure) for measure in measures) + 2
     lines = [" " * width + "".join(f"{name:>22}" for name in results)]
     for measure in measures:
-        cells = [shown(row.get(measure, NOTHING), factor, digits) for row in results.values()]
+        cells = [shown(row.get(measure), factor, digits) for row in results.values()]
         lines.append(f"{measure:{width}}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)

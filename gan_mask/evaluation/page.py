@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gan_mask import html
+from gan_mask import files, html
 from gan_mask.evaluation.intervals import Cell
 from gan_mask.evaluation.published import side_by_side
 from gan_mask.evaluation.rates import BASELINES
@@ -89,8 +89,8 @@ def figure(value: float, form: str) -> str:
 
 def short(text: str) -> str:
     """Network names inside of `text` without folders and endings: onnx:configs/networks/x.json -> x."""
-    words = text.split(" ")
-    return " ".join(word.split("/")[-1].removesuffix(".json") if word.startswith("onnx:") else word for word in words)
+    parts = [files.split_scheme(word) for word in text.split(" ")]
+    return " ".join(path.split("/")[-1].removesuffix(".json") if scheme else path for scheme, path in parts)
 
 
 def shade(cell: Cell) -> str:

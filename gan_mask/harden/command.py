@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from gan_mask import harden as package
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.harden import pictures
-from gan_mask.harden.export import export
+from gan_mask.harden.export import export, hardened_name
 from gan_mask.harden.fit import Examples, fit, set_operating_point
 from gan_mask.harden.options import HardenConfig, check, claimed
 from gan_mask.harden.pools import Pool, make_pool
@@ -55,8 +56,16 @@ def rounds(c: HardenConfig, photos: PreparedSet, detector: Detector, pack: Any) 
             halve(trained.net)
             set_operating_point(detector, PreparedSet(c.data, "val"), c.false_alarms)
         sidecar = export(c, detector, original, out)
-    print(f"hardened detector: onnx:{sidecar}")
+    print(f"hardened detector: {hardened_name(c)}\nwhat that was worth: {table_command(c)}")
     return sidecar
+
+
+def table_command(c: HardenConfig) -> str:
+    """What measures the hardened detector on people that it has not seen, beside what it was."""
+    words = ["python", "-m", "gan_mask.harden.table", "--data", c.data, "--before", c.detector]
+    words += ["--after", hardened_name(c)]
+    words += ["--generators", c.checkpoint] if c.checkpoint else []
+    return shlex.join([*words, "--out", f"{c.out}/table"])
 
 
 def apart(detector: Detector) -> tuple[Any, Detector]:

@@ -22,7 +22,7 @@ class HardenConfig:
     out: str = option("", "folder for the hardened detector; the same command again resumes", required=True)
     detector: str = option(
         "classifier",
-        "classifier, classifier-hardened or onnx:SIDECAR.json",
+        "classifier, classifier-hardened, onnx:SIDECAR.json or torch:SIDECAR.json",
         group="what is fine-tuned, and on which masks",
     )
     against: tuple[str, ...] = option(
@@ -71,7 +71,7 @@ def check(c: HardenConfig) -> None:
         raise GanMaskError("--steps: expected one number or more")
 
 
-RESUMABLE = {"out", "workers", "save_every"}  # what may change when a run is resumed
+RESUMABLE = {"out", "workers", "save_every", "require"}  # what may change when a run is resumed
 
 
 def claimed(
@@ -91,7 +91,7 @@ def inputs_of(c: Any) -> dict[str, str]:
     found = {c.data: files.sha256(Path(c.data) / "index.npy")}
     for key, value in values.to_dict(c).items():
         for name in value if isinstance(value, list) else [value]:
-            path = Path(str(name).removeprefix("onnx:"))
+            path = Path(files.split_scheme(str(name))[1])
             if key == "out" or not str(name):
                 continue
             if path.is_file():

@@ -16,6 +16,7 @@ from gan_mask.cli import Progress
 from gan_mask.data import PreparedSet
 from gan_mask.generator import load_generator
 from gan_mask.harden import blends
+from gan_mask.harden.export import hardened_name
 from gan_mask.harden.options import KNOWN, HardenConfig
 from gan_mask.pretrained.protocol import Detector
 
@@ -99,7 +100,7 @@ def current_checkpoint(c: HardenConfig, number: int) -> Path:
     train(
         TrainConfig(
             data=c.data, out=str(run), steps=c.generator_steps, batch_size=12, seed=c.seed, workers=c.workers,
-            embedders=c.embedders, detectors=(f"onnx:{Path(c.out) / 'hardened.json'}",), far=c.far,
+            embedders=c.embedders, detectors=(hardened_name(c),), far=c.far,
             templates=c.templates, kernel=3,
             validate_every=c.generator_steps, save_every=100,
         )

@@ -3,11 +3,13 @@
 python -m gan_mask.harden.table --data PREPARED --after classifier-hardened --generators CHECKPOINT... --out DIR
 
 Every masked face is written as an 8-bit PNG, then re-detected (faces, landmarks, crops), as in the evaluation.
-DIR receives table.json, table.md, faces.png and the faces. The same command again resumes where it stopped.
+DIR receives index.html, a page with the figures and the faces that were missed, table.json, table.md, faces.png and the
+faces. The same command again resumes where it stopped. Ends with status 1 where a limit of --require does not hold.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,37 +17,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from gan_mask import attacks, cli, files, masking, pretrained, templates
+from gan_mask import attacks, cli, files, masking, pretrained, tables, templates
 from gan_mask.attacks.surrogates import Surrogates
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import redetection
-from gan_mask.evaluation.intervals import NOTHING, Cell, interval, of_auc, shown
+from gan_mask.evaluation.intervals import Cell, interval, of_auc
+from gan_mask.evaluation.pictures import strip, write_pngs
 from gan_mask.evaluation.protocol import Probes, choose_others, choose_probes
 from gan_mask.evaluation.redetection import Redetected
 from gan_mask.faces import FaceFinder, read_image, to_tensors
 from gan_mask.generator import Generator, load_generator
 from gan_mask.harden import alarm as alarms
-from gan_mask.harden import pictures
+from gan_mask.harden import limits, page, pictures
 from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
 from gan_mask.harden.pools import faced_masks
 from gan_mask.harden.score_attack import ScoreAttack
 from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.pretrained.thresholds import far_thresholds
+from gan_mask.tables import shown
 from gan_mask.values import COUNT, SEED, Range, check, option, to_dict
 
 FAR = "0.001"
 FALSE_ALARMS = (0.005, 0.01, 0.02, 0.05, 0.1)  # of the ROC
+REAL = ("real masks", "real bare faces")  # rows of --real_masks
 AFTER = "after"  # the hardened detector among the networks; those before have their own names
 
 
 @dataclass
 class TableConfig:
     data: str = option("", "prepared set; its test split is measured", group="input and output", required=True)
-    out: str = option("", "folder for the table, the picture and the faces", required=True)
+    out: str = option("", "folder for index.html, the table, the picture and the faces", required=True)
     before: tuple[str, ...] = option(
         ("classifier",), "detectors as they were; the first is what masks are made against", group="what is compared"
     )
@@ -70,6 +74,7 @@ class TableConfig:
     attack_probes: int = option(48, "masked faces per row of an optimised method", within=COUNT)
     crops: bool = option(False, "show the networks the crops as they are, instead of re-detecting the faces: faster")
     seed: int = option(0, "of every random choice", within=SEED)
+    require: tuple[str, ...] = option((), f"limits that end the command with status 1 where broken: {limits.GRAMMAR}")
 
 
 @dataclass
@@ -150,16 +155,14 @@ def redetect(
     row: Row, out: Path, embedders: Mapping[str, Any], detectors: Mapping[str, Detector], photos: PreparedSet | None
 ) -> Redetected:
     """Write the row's files and re-detect them; kept in OUT/cache. photos: whose landmarks hold, None: re-detect."""
-    safe = files.safe_name(row.name)
-    folder, kept = out / "faces" / safe, out / "cache" / f"{safe}.npz"
+    kept = out / "cache" / f"{files.safe_name(row.name)}.npz"
     if kept.is_file():
         return redetection.load(kept)[0]
-    folder.mkdir(parents=True, exist_ok=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(row.paint(row.index)):
-        Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{i:05d}.png")
+    paths = [out / page.file_of(row.name, i) for i in range(len(row.index))]
+    write_pngs(paths, (picture.transpose(1, 2, 0) for picture in row.paint(row.index)))
     finder = None if photos else FaceFinder()
-    pictures = [read_image(folder / f"{i:05d}.png") for i in range(len(row.index))]
+    pictures = [read_image(path) for path in paths]
     parts = []
     for start in cli.Progress(range(0, len(pictures), 16), desc=row.name, mininterval=5):
         part = pictures[start : start + 16]
@@ -192,7 +195,7 @@ def real_pack(c: TableConfig, detectors: Mapping[str, Detector]) -> dict[str, di
     """Detection on the pack's own crops, which are framed much like ours; every picture counts as a person."""
     pack = pictures.real_masks(c.real_masks)["test"]
     result: dict[str, dict[str, Cell]] = {}
-    for title, label in (("real masks", MASKED), ("real bare faces", BARE)):
+    for title, label in zip(REAL, (MASKED, BARE), strict=True):
         faces = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pack[label]]).float() / 255
         with torch.no_grad():
             logits = {w: torch.cat([d(part)[0] for part in faces.split(32)]).numpy() for w, d in detectors.items()}
@@ -231,9 +234,11 @@ def _measure(
 ) -> dict[str, Any]:
     out = Path(c.out)
     probes = choose_probes(photos, c.probes, c.seed)
-    recognisers: dict[str, Any] = {**whole, **{f"upper {n}": alarms.UpperFace(e) for n, e in whole.items()}}
+    recognisers: dict[str, Any] = {**whole, **{upper_name(n): alarms.UpperFace(e) for n, e in whole.items()}}
     alarm = alarms.load(c.alarm or alarms.SHIPPED)
     rows = rows_of(c, photos, probes, detectors[c.before[0]], detectors[AFTER], alarm)
+    kinds = {row.name: row.kind for row in rows}
+    required = [limits.parse(text, measures_of(c, kinds), kinds, AFTER) for text in c.require]
     networks = {**recognisers, "alarm": alarm.features}
     seen = {row.name: redetect(row, out, networks, detectors, photos if c.crops else None) for row in rows}
 
@@ -254,10 +259,38 @@ def _measure(
         "periocular": periocular(c, photos, probes, recognisers, rows, seen, scores),
         "real pack": real_pack(c, detectors) if c.real_masks else {},
     }  # fmt: skip
+    cells_by_row = cells_of(result)
+    result["limits"] = {limit.text: limits.broken(limit, cells_by_row) for limit in required}
     files.write_json(out / "table.json", result)
     files.write_text(out / "table.md", markdown(result))
     picture(rows, out)
+    page.write(result, scores, to_dict(TableConfig()), out)
     return result
+
+
+def measures_of(c: TableConfig, kinds: Mapping[str, str]) -> dict[str, dict[str, None]]:
+    """row -> measures that a limit may name, in the order of `cells_of`. kinds: of the rows."""
+    networks, result = [*c.before, AFTER, "alarm"], {}
+    recognisers = [*c.embedders, *map(upper_name, c.embedders), *map(fallback_name, c.embedders)]
+    for row, kind in kinds.items():
+        names = ["face found"]
+        for name in networks:
+            names += [name] if kind == "bare" else [name, f"AUC {name}"]
+        names += [] if kind == "bare" else [f"at {share:g}" for share in FALSE_ALARMS]
+        result[row] = dict.fromkeys([*names, *(f"TAR {name}" for name in recognisers)])
+    return result | {row: dict.fromkeys([*c.before, AFTER]) for row in (REAL if c.real_masks else ())}
+
+
+def cells_of(result: Mapping[str, Any]) -> dict[str, dict[str, Cell]]:
+    """row -> measure -> cell, of all that a limit may name."""
+    return {
+        row: {
+            **{name: cell for name, cell in cells.items() if name != "kind"},
+            **{f"at {share}": cell for share, cell in result["roc"].get(row, {}).items()},
+            **{f"TAR {name}": by_row[row] for name, by_row in result["periocular"].items()},
+        }
+        for row, cells in result["rows"].items()
+    } | result["real pack"]
 
 
 def scores_of(seen: Redetected, alarm: alarms.Alarm, detectors: Mapping[str, Detector]) -> dict[str, np.ndarray]:
@@ -296,6 +329,8 @@ def ablation(rows: Sequence[Row], seen: Mapping[str, Redetected], people: np.nda
     good = ~np.isnan(x).any(1)
     x, who, y = x[good], who[good], y[good]
     half = np.isin(who, np.unique(who)[::2])
+    if any(len(set(y[part])) < 2 for part in (half, ~half)):
+        raise GanMaskError("--probes and --bare: too few people found to fit an alarm on half of them; raise both")
     result = {}
     for name, chosen in columns.items():
         score = np.empty(len(x))
@@ -333,11 +368,11 @@ def periocular(
             ours, theirs = chosen[row.name]
             accepted[name][row.name] = (seen[row.name].embedding[name][ours] * mates[theirs]).sum(1) >= found[FAR]
     for name in c.embedders:
-        both = f"{name}, upper face if alarmed"
+        both = fallback_name(name)
         result[both], accepted[both] = {}, {}
         for row in rows:
             raised = scores[row.name]["alarm"][chosen[row.name][0]] > 0
-            parts = accepted[f"upper {name}"][row.name], accepted[name][row.name]
+            parts = accepted[upper_name(name)][row.name], accepted[name][row.name]
             accepted[both][row.name] = np.where(raised, *parts)
     for name, cells in accepted.items():
         for row in rows:
@@ -345,32 +380,34 @@ def periocular(
     return result
 
 
+def upper_name(embedder: str) -> str:
+    return f"upper {embedder}"
+
+
+def fallback_name(embedder: str) -> str:
+    return f"{embedder}, upper face if alarmed"
+
+
 def markdown(result: Mapping[str, Any]) -> str:
-    detectors = [*result["command"]["before"], AFTER]
-    rates = [*detectors, "alarm"]
+    rates = [*result["command"]["before"], AFTER, "alarm"]
     aucs = [f"AUC {name}" for name in rates]
-    titles = [Path(name.removeprefix("onnx:")).stem for name in rates] + ["AUC " + Path(n).stem for n in rates]
+    titles = [Path(files.split_scheme(name)[1]).stem for name in rates]
     body = {**result["rows"], **result["real pack"]}
-    lines = table_lines(
-        ["", *titles, "faces"],
-        [
-            [name, *(shown(cells.get(k, NOTHING)) for k in rates), *(shown(cells.get(k, NOTHING), 1, 3) for k in aucs),
-             str(cells[AFTER]["probes"])]
-            for name, cells in body.items()
-        ],
-    )  # fmt: skip
-    roc_rows = [[name, *(shown(cell) for cell in cells.values())] for name, cells in result["roc"].items()]
-    lines += table_lines(["reported at false alarms of", *(f"{share:.1%}" for share in FALSE_ALARMS)], roc_rows)
-    lines += table_lines(["alarm", "AUC"], [[n, shown(cell, 1, 3)] for n, cell in result["alarm ablation"].items()])
+    reported = [
+        [name, *(shown(cells.get(k)) for k in rates), *(shown(cells.get(k), 1, 3) for k in aucs),
+         str(cells[AFTER]["probes"])]
+        for name, cells in body.items()
+    ]  # fmt: skip
     names = list(result["periocular"])
-    tar = [[row, *(shown(result["periocular"][n].get(row, NOTHING)) for n in names)] for row in result["rows"]]
-    lines += table_lines(["TAR at FAR 1e-3", *names], tar)
-    return "\n".join(lines) + "\n"
-
-
-def table_lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    every = [titles, ["---"] * len(titles), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in every] + [""]
+    parts = [
+        (["", *titles, *(f"AUC {title}" for title in titles), "faces"], reported),
+        (["reported at false alarms of", *(f"{share:.1%}" for share in FALSE_ALARMS)],
+         [[name, *map(shown, cells.values())] for name, cells in result["roc"].items()]),
+        (["alarm", "AUC"], [[name, shown(cell, 1, 3)] for name, cell in result["alarm ablation"].items()]),
+        (["TAR at FAR 1e-3", *names],
+         [[row, *(shown(result["periocular"][name].get(row)) for name in names)] for row in result["rows"]]),
+    ]  # fmt: skip
+    return "\n".join(tables.markdown(*part) + "\n" for part in parts)
 
 
 def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
@@ -381,19 +418,25 @@ def picture(rows: Sequence[Row], out: Path, columns: int = 8) -> None:
     if not shared:
         return
     chosen = [shared[i] for i in np.linspace(0, len(shared) - 1, min(columns, len(shared))).astype(int)]
-    lines = []
+    paths = {}
     for row in rows:
         numbers = [place[int(rows[-1].index[i])] for i in chosen] if row.kind == "bare" else chosen
-        line = [read_image(out / "faces" / files.safe_name(row.name) / f"{i:05d}.png") for i in numbers]
-        lines.append(np.concatenate(line, 1))
+        paths[row.name] = [out / page.file_of(row.name, i) for i in numbers]
     with files.replacing(out / "faces.png") as temporary:
-        Image.fromarray(np.concatenate(lines)).save(temporary, format="PNG")
+        strip(paths, columns).save(temporary, format="PNG")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with cli.ending():
         c = cli.parse(TableConfig, argv, (__doc__ or "").partition("\n\n")[0])
-        print(markdown(measure(c)))
+        result = measure(c)
+        print(markdown(result))
+        print(f"figures: {Path(c.out) / 'table.json'}   page: {Path(c.out) / 'index.html'}")
+        broken = [reason for reasons in result["limits"].values() for reason in reasons]
+        for reason in broken:
+            print(f"limit broken: {reason}", file=sys.stderr)
+    if broken:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

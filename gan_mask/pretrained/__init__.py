@@ -72,7 +72,7 @@ def _load(kind: str, name: str, known: dict[str, Callable[[str], T]]) -> T:
         sidecar = f"onnx:{Path(name.removeprefix('onnx:')).with_suffix('.json')}"
         raise GanMaskError(
             f"{name}: an ONNX network is named by its sidecar, the JSON file that says how pictures are shown to it, "
-            f"such as {sidecar}; its keys are described in gan_mask.pretrained.onnx and docs/extending.md"
+            f"such as {sidecar}; its keys are described in gan_mask.pretrained.sidecar and docs/extending.md"
         )
     prefix, colon, _ = name.partition(":")
     family = next((key for key in known if colon and key.startswith(f"{prefix}:")), name)
@@ -123,6 +123,12 @@ def _onnx_detector(name: str) -> Detector:
     return load(name.removeprefix("onnx:"))
 
 
+def _torch_detector(name: str) -> Detector:
+    from gan_mask.pretrained.torch_module import load_detector as load
+
+    return load(name.removeprefix("torch:"))
+
+
 def _classifier(name: str) -> Detector:
     from gan_mask.pretrained.classifier import load
 
@@ -147,4 +153,5 @@ DETECTORS: dict[str, Callable[[str], Detector]] = {
     "classifier": _classifier,
     "classifier-hardened": _hardened,
     "onnx:SIDECAR.json": _onnx_detector,
+    "torch:SIDECAR.json": _torch_detector,
 }

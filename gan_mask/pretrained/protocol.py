@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan_mask import files
 from gan_mask.errors import GanMaskError
 from gan_mask.pretrained.thresholds import Thresholds
 
@@ -96,6 +97,7 @@ def fingerprint(name: str, network: nn.Module) -> str:
     digest = hashlib.sha256(name.encode())
     for key, tensor in network.state_dict().items():
         digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    if name.startswith("onnx:"):
-        digest.update(Path(name.removeprefix("onnx:")).read_bytes())
+    scheme, sidecar = files.split_scheme(name)
+    if scheme:
+        digest.update(Path(sidecar).read_bytes())
     return digest.hexdigest()
