@@ -422,7 +422,7 @@ def sampling_stages(source: Path, out: Path, device: str) -> dict[str, Any]:
     targets = find_targets(names)
     stages = Stages()
     parts = [
-        (sampling_sampler, "read_image", "decode"), (sampler.finder, "_boxes", "detect"),
+        (sampling_sampler, "read_image", "decode"), (sampler.finder, "_mtcnn", "detect"),
         (sampler.finder, "landmarks", "landmarks"), (sampling_masker, "align", "align"),
         (type(sampler.masker.method), "apply", "generate"), (attacks.base, "wear_on_photo", "wear"),
         (sampling_batch, "at_once", "encode, and decode what is written"), (sampling_batch, "align", "align"),
@@ -469,7 +469,7 @@ def preparation(quick: bool, device: str) -> dict[str, Any]:
         finder = worker.finder
 
         def plain() -> None:
-            boxes = finder._boxes(np.stack(images), settings.min_size)
+            boxes = finder._mtcnn(images, [settings.min_size] * len(images))
             for image, found in zip(images, boxes, strict=True):
                 for box in found:
                     finder._predictor(image, dlib.rectangle(*box[:4].round().astype(int).tolist()))
