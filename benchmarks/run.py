@@ -40,7 +40,7 @@ from gan_mask.evaluation import redetection
 from gan_mask.evaluation.run import write_pngs
 from gan_mask.faces import FaceFinder, align, read_image, to_8_bit, to_tensors
 from gan_mask.generator import Generator, load_generator
-from gan_mask.networks import Discriminator
+from gan_mask.networks import Discriminator, TextureUNet
 from gan_mask.sampling import batch as sampling_batch
 from gan_mask.sampling import command as sampling_command
 from gan_mask.sampling import masker as sampling_masker
@@ -341,20 +341,20 @@ def write_photos(folder: Path, count: int, side: int) -> None:
 class Stages:
     """Seconds spent in functions, each for itself: what one calls within another counts for the outer one."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: Counter[str] = Counter()
-        self._inside = False
+        self._inside, self._clock = False, clock
 
     def timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return function(*args, **kwargs)
-            self._inside, started = True, time.perf_counter()
+            self._inside, started = True, self._clock()
             try:
                 return function(*args, **kwargs)
             finally:
                 _wait()
-                self.seconds[stage] += time.perf_counter() - started
+                self.seconds[stage] += self._clock() - started
                 self._inside = False
 
         return run
@@ -415,7 +415,7 @@ def sampling(quick: bool, device: str) -> dict[str, Any]:
 
 
 def sampling_stages(source: Path, out: Path, device: str) -> dict[str, Any]:
-    """Of all photos in `source`."""
+    """Of all photos in `source`; their networks' time is that of what they call alone, in the same run."""
     config = SampleConfig(str(source), str(out), device="cuda" if device == "cuda" else "cpu", batch_size=8)
     sampler = sampling_command.load(config)
     names = sorted(path.relative_to(source).as_posix() for path in source.rglob("*.jpg"))
@@ -428,8 +428,16 @@ def sampling_stages(source: Path, out: Path, device: str) -> dict[str, Any]:
         (sampling_batch, "at_once", "encode, and decode what is written"), (sampling_batch, "align", "align"),
         (sampler.finder, "find_again", "find in what is written"), (sampler, "measure", "measure"),
     ]  # fmt: skip
+    networks, search = Stages(time.process_time), sampler.finder._mtcnn
+    bare = [
+        (search.pnet, "forward", "MTCNN"), (search.rnet, "forward", "MTCNN"), (search.onet, "forward", "MTCNN"),
+        (sampler.finder, "_hog", "dlib's detector"), (sampler.finder, "_predictor", "dlib's landmarks"),
+        (TextureUNet, "forward", "generator"),
+        *((embedder.net, "forward", name) for name, embedder in sampler.embedders.items()),
+        *((detector.net, "forward", name) for name, detector in sampler.detectors.items()),
+    ]  # fmt: skip
     sampling_batch.process(sampler, [sampler.photo(names[0])], targets)  # warm
-    with stages.watching(parts):
+    with networks.watching(bare), stages.watching(parts):
         started, working = time.perf_counter(), time.process_time()
         for batch, _ in sampling_command.batches(sampler, names):
             sampling_batch.process(sampler, batch, targets)
@@ -440,6 +448,8 @@ def sampling_stages(source: Path, out: Path, device: str) -> dict[str, Any]:
         "ms per photo": {name: round(1000 * s / len(names), 2) for name, s in stages.seconds.items()},
         "s per photo": round(whole / len(names), 3),
         "processor s per photo": round(working / len(names), 3),
+        "processor ms of networks": {n: round(1000 * s / len(names), 2) for n, s in networks.seconds.items()},
+        "processor time over that of networks": round(working / sum(networks.seconds.values()), 2),
     }
 
 

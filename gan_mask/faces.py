@@ -216,7 +216,7 @@ class FaceFinder:
 
         self.min_score, self.min_size, self.no_larger = min_score, min_size, no_larger
         self._mtcnn = MTCNN(torch.device(device))
-        self._hog = dlib.get_frontal_face_detector()
+        self._hog = dlib.get_frontal_face_detector().run
         self._predictor = dlib.shape_predictor(str(weights.find("shape_predictor_68_face_landmarks.dat")))
 
     def find(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
@@ -354,7 +354,7 @@ class FaceFinder:
         MTCNN's box may be far off where a face touches the photo's edge, and is less regular for turned heads.
         """
         squares = [(x, y, side)]
-        for found in self._hog.run(_resampled(patch, _PATCH // 2, _PATCH // 2), 0, -0.5)[0]:
+        for found in self._hog(_resampled(patch, _PATCH // 2, _PATCH // 2), 0, -0.5)[0]:
             squares.append((2 * found.center().x + 0.5, 2 * found.center().y + 0.5, 2.0 * found.width()))
         centres, halves = np.array(squares)[:, :2], np.array(squares)[:, 2:] / 2
         boxes = np.hstack([centres - halves, centres + halves])

@@ -401,6 +401,16 @@ def test_align_moves_pixels_where_the_landmarks_go(angle: float, scale: float) -
     assert np.abs(difference).max() < 1.4 and np.abs(difference.mean(0)).max() < 0.1  # rounding of photo and crop
 
 
+@pytest.mark.parametrize("size", [(37, 50), (160, 90), (400, 333)])
+def test_pictures_are_resampled_as_pillow_does(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (160, 120, 3)).astype(np.uint8)
+    picture = noise[5:, ::-1]  # a view, mirrored
+    expected = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    found = faces._resampled(picture, *size)
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 2 and difference.mean() < 0.1  # noise is the hardest picture
+
+
 def test_align_shrinks_without_aliasing() -> None:
     stripes = np.zeros((1600, 1600, 3), np.uint8)
     stripes[:, ::2] = 255
