@@ -250,22 +250,24 @@ class FaceFinder:
         """Of photos and known faces in them."""
         corners, zooms, windows, smallest = [], [], [], []
         for image, face in known:
-            scale, around = min(self._scale(image), KNOWN / _side(face)), AROUND * _side(face)
-            left, top = np.floor((face.box[:2] + face.box[2:] + 1 - around) / 2).astype(int)
-            side = math.ceil(around)
-            width = round(side * scale)
-            windows.append(_resampled(_cut(image, left, top, left + side, top + side), width, width))
-            corners.append((left, top))
-            zooms.append(width / side)
+            scale, half = min(self._scale(image), KNOWN / _side(face)), AROUND * _side(face) / 2
+            centre = (face.box[:2] + face.box[2:] + 1) / 2
+            left, top = np.floor(centre - half).astype(int).clip(0)
+            right, bottom = np.ceil(centre + half).astype(int)
+            part = image[top:bottom, left:right]
+            height, width = (max(1, round(n * scale)) for n in part.shape[:2])
+            windows.append(_resampled(part, width, height))
+            corners.append(np.array([left, top]))
+            zooms.append(np.array([width / part.shape[1], height / part.shape[0]]))
             smallest.append(SMALLER * _side(face) * scale)
         found: list[Face | None] = []
         searched = self._mtcnn(windows, smallest)
-        for (image, face), (left, top), zoom, rows in zip(known, corners, zooms, searched, strict=True):
+        for (image, face), corner, zoom, rows in zip(known, corners, zooms, searched, strict=True):
             rows = rows[rows[:, 4] >= self.min_score]
-            rows[:, [0, 2, 5, 7, 9, 11, 13]] += left * zoom
-            rows[:, [1, 3, 6, 8, 10, 12, 14]] += top * zoom
-            place = at_place(face.box, ((rows[:, :4] + 0.5) / zoom - 0.5).astype(np.float32))
-            found.append(None if place is None else self._face(image, rows[place], zoom))
+            for column in (0, 2, 5, 7, 9, 11, 13):  # x and y of each point, to pixels of the photo
+                rows[:, column : column + 2] = (rows[:, column : column + 2] + 0.5) / zoom - 0.5 + corner
+            place = at_place(face.box, rows[:, :4])
+            found.append(None if place is None else self._face(image, rows[place], 1.0))
         return found
 
     def _scale(self, image: np.ndarray) -> float:
