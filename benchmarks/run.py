@@ -40,7 +40,7 @@ from gan_mask.evaluation import redetection
 from gan_mask.evaluation.run import write_pngs
 from gan_mask.faces import FaceFinder, align, read_image, to_8_bit, to_tensors
 from gan_mask.generator import Generator, load_generator
-from gan_mask.networks import Discriminator
+from gan_mask.networks import Discriminator, TextureUNet
 from gan_mask.sampling import batch as sampling_batch
 from gan_mask.sampling import command as sampling_command
 from gan_mask.sampling import masker as sampling_masker
@@ -230,7 +230,10 @@ class Training:
         self.image, self.points = faces(batch, 160, device)
         self.bank = templates.load_all(["face-001"]).expand(batch, -1, -1, -1).to(device)
         self.surrogates = load_surrogates(self.c.embedders, self.c.detectors, self.c.far, device)
-        self.net, self.discriminator = Generator().net.to(device), Discriminator().to(device)
+        self.net, self.discriminator = (
+            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for network in (Generator().net, Discriminator())
+        )
         self.texture, self.picture = torch.rand_like(self.bank), self.image.clone().requires_grad_()
         self.noise = torch.randn(batch, self.net.config.noise, device=device)
         with torch.no_grad():
@@ -274,16 +277,14 @@ def training(quick: bool, device: str) -> dict[str, Any]:
 
 
 def switches(quick: bool, device: str) -> dict[str, Any]:
-    """What one could switch on: channels_last in a training step, fused AdamW."""
-    plain = Training(2 if quick else 12, device)
-    last = copy.copy(plain)
-    last.net, last.discriminator, last.surrogates = copy.deepcopy((plain.net, plain.discriminator, plain.surrogates))
-    for network in (last.net, last.discriminator, *last.surrogates.embedders, *last.surrogates.detectors):
-        if isinstance(network, torch.nn.Module):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    last.image = plain.image.contiguous(memory_format=torch.channels_last)
-    plain.step()  # gives the optimisers gradients
-    parameters = [*plain.net.parameters(), *plain.discriminator.parameters()]
+    """What train.py has switched on, channels_last of our networks; and what one could, fused AdamW."""
+    last = Training(2 if quick else 12, device)
+    apart = copy.copy(last)
+    apart.net, apart.discriminator = copy.deepcopy((last.net, last.discriminator))
+    for network in (apart.net, apart.discriminator):
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    last.step()  # gives the optimisers gradients
+    parameters = [*last.net.parameters(), *last.discriminator.parameters()]
     optimisers = {
         name: torch.optim.AdamW([p.detach().clone().requires_grad_() for p in parameters], fused=fused)
         for name, fused in {"AdamW": False, "AdamW, fused": True}.items()
@@ -291,12 +292,12 @@ def switches(quick: bool, device: str) -> dict[str, Any]:
     for optimiser in optimisers.values():
         for ours, given in zip(optimiser.param_groups[0]["params"], parameters, strict=True):
             ours.grad = None if given.grad is None else given.grad.clone()
-    contestants: Contestants = {"step": plain.step, "step, channels_last": last.step}
+    contestants: Contestants = {"step": last.step, "step, channels apart": apart.step}
     contestants |= {name: optimiser.step for name, optimiser in optimisers.items()}
     seconds = take_turns(contestants, 1 if quick else 7)
     return {
         "ms": milliseconds(seconds),
-        "channels_last over not": round(ratio(seconds, "step, channels_last", "step"), 2),
+        "channels_last over not": round(ratio(seconds, "step", "step, channels apart"), 2),
         "fused over not": round(ratio(seconds, "AdamW, fused", "AdamW"), 2),
     }
 
@@ -341,20 +342,20 @@ def write_photos(folder: Path, count: int, side: int) -> None:
 class Stages:
     """Seconds spent in functions, each for itself: what one calls within another counts for the outer one."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: Counter[str] = Counter()
-        self._inside = False
+        self._inside, self._clock = False, clock
 
     def timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return function(*args, **kwargs)
-            self._inside, started = True, time.perf_counter()
+            self._inside, started = True, self._clock()
             try:
                 return function(*args, **kwargs)
             finally:
                 _wait()
-                self.seconds[stage] += time.perf_counter() - started
+                self.seconds[stage] += self._clock() - started
                 self._inside = False
 
         return run
@@ -415,21 +416,29 @@ def sampling(quick: bool, device: str) -> dict[str, Any]:
 
 
 def sampling_stages(source: Path, out: Path, device: str) -> dict[str, Any]:
-    """Of all photos in `source`."""
+    """Of all photos in `source`; their networks' time is that of what they call alone, in the same run."""
     config = SampleConfig(str(source), str(out), device="cuda" if device == "cuda" else "cpu", batch_size=8)
     sampler = sampling_command.load(config)
     names = sorted(path.relative_to(source).as_posix() for path in source.rglob("*.jpg"))
     targets = find_targets(names)
     stages = Stages()
     parts = [
-        (sampling_sampler, "read_image", "decode"), (sampler.finder, "_boxes", "detect"),
+        (sampling_sampler, "read_image", "decode"), (sampler.finder, "_mtcnn", "detect"),
         (sampler.finder, "landmarks", "landmarks"), (sampling_masker, "align", "align"),
         (type(sampler.masker.method), "apply", "generate"), (attacks.base, "wear_on_photo", "wear"),
         (sampling_batch, "at_once", "encode, and decode what is written"), (sampling_batch, "align", "align"),
         (sampler.finder, "find_again", "find in what is written"), (sampler, "measure", "measure"),
     ]  # fmt: skip
+    networks, search = Stages(time.process_time), sampler.finder._mtcnn
+    bare = [
+        (search.pnet, "forward", "MTCNN"), (search.rnet, "forward", "MTCNN"), (search.onet, "forward", "MTCNN"),
+        (sampler.finder, "_hog", "dlib's detector"), (sampler.finder, "_predictor", "dlib's landmarks"),
+        (TextureUNet, "forward", "generator"),
+        *((embedder.net, "forward", name) for name, embedder in sampler.embedders.items()),
+        *((detector.net, "forward", name) for name, detector in sampler.detectors.items()),
+    ]  # fmt: skip
     sampling_batch.process(sampler, [sampler.photo(names[0])], targets)  # warm
-    with stages.watching(parts):
+    with networks.watching(bare), stages.watching(parts):
         started, working = time.perf_counter(), time.process_time()
         for batch, _ in sampling_command.batches(sampler, names):
             sampling_batch.process(sampler, batch, targets)
@@ -440,6 +449,8 @@ def sampling_stages(source: Path, out: Path, device: str) -> dict[str, Any]:
         "ms per photo": {name: round(1000 * s / len(names), 2) for name, s in stages.seconds.items()},
         "s per photo": round(whole / len(names), 3),
         "processor s per photo": round(working / len(names), 3),
+        "processor ms of networks": {n: round(1000 * s / len(names), 2) for n, s in networks.seconds.items()},
+        "processor time over that of networks": round(working / sum(networks.seconds.values()), 2),
     }
 
 
@@ -469,7 +480,7 @@ def preparation(quick: bool, device: str) -> dict[str, Any]:
         finder = worker.finder
 
         def plain() -> None:
-            boxes = finder._boxes(np.stack(images), settings.min_size)
+            boxes = finder._mtcnn(images, [settings.min_size] * len(images))
             for image, found in zip(images, boxes, strict=True):
                 for box in found:
                     finder._predictor(image, dlib.rectangle(*box[:4].round().astype(int).tolist()))

@@ -30,9 +30,9 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(self._total, *shape, generator=self._generator)[self._rows].to(self._device)
 
-    def integers(self, high: int) -> Tensor:
-        """(batch,) in 0 .. high - 1."""
-        return torch.randint(high, (self._total,), generator=self._generator)[self._rows].to(self._device)
+    def integers(self, high: int, device: torch.device | str | None = None) -> Tensor:
+        """(batch,) in 0 .. high - 1. device: where they are wanted, if elsewhere, so that nobody waits for a GPU."""
+        return torch.randint(high, (self._total,), generator=self._generator)[self._rows].to(device or self._device)
 
 
 def jitter_landmarks(landmarks: Tensor, draws: Draws, strength: float) -> Tensor:
@@ -100,13 +100,14 @@ def _compressed(images: Tensor, draws: Draws, low: float, high: float) -> Tensor
     step = draws.uniform(1, 1, 1, 1, low=low, high=high)
     height, width = images.shape[2:]
     padded = F.pad(images, [0, -width % 8, 0, -height % 8], mode="replicate")
-    basis = _dct(8).to(images)
+    dct = _dct(8).to(images)
+    basis = torch.kron(dct, dct)  # (64, 64): both directions in one product
     rows, columns = padded.shape[2] // 8, padded.shape[3] // 8
     blocks = padded.unflatten(3, (columns, 8)).unflatten(2, (rows, 8)).transpose(3, 4)  # (B, C, rows, columns, 8, 8)
-    coefficients = basis @ blocks @ basis.T
     frequency = torch.arange(8).to(images)
-    table = step[..., None] * (0.25 + 0.25 * (frequency[:, None] + frequency))
-    blocks = basis.T @ ((coefficients / table).round() * table) @ basis
+    table = step * (0.25 + 0.25 * (frequency[:, None] + frequency)).flatten()
+    coefficients = (blocks.flatten(4) @ basis.T).div_(table).round_().mul_(table)
+    blocks = (coefficients @ basis).unflatten(4, (8, 8))
     return blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -47,9 +50,16 @@ def wear_on_photo(
             patch[rows] = to_8_bit(worn[0])
         return
     layers = _layers(texture[None], own[None], marks)
-    skin = _skin(original, marks, layers, strips) if layers[:, 6].any() else None
-    for rows in strips:
-        patch[rows] = to_8_bit(_cloned(_part(original, rows, layers), _moved(marks, rows), layers, skin, rows)[0])
+
+    @lru_cache(maxsize=1)  # a patch of one strip is looked at twice
+    def sampled(number: int) -> tuple[Tensor, ...]:
+        rows = strips[number]
+        return _sampled(layers, _moved(marks, rows), rows.stop - rows.start, patch.shape[1])
+
+    skin = _skin(original, strips, sampled, layers) if layers[:, 6].any() else None
+    across = BESIDE * (marks[0, 15] - marks[0, 1])
+    for number, rows in enumerate(strips):
+        patch[rows] = to_8_bit(_cloned(_part(original, rows, layers), sampled(number), skin, rows, across)[0])
 
 
 def _part(original: Tensor, rows: slice, like: Tensor) -> Tensor:
@@ -83,16 +93,18 @@ def agreement(change: Tensor) -> Tensor:
     return 1 / (1 + (strength / DISAGREEMENT) ** 4)
 
 
-def _skin(original: Tensor, marks: Tensor, layers: Tensor, strips: list[slice]) -> Tensor:
+def _skin(
+    original: Tensor, strips: Sequence[slice], sampled: Callable[[int], tuple[Tensor, ...]], layers: Tensor
+) -> Tensor:
     """The photo's fine detail where it stays, without folds and edges: float16 (1, 3, H, W), half of a float's memory.
 
     Of the whole patch, as what fades in one strip is made good from others when the face leans.
     """
     skin = torch.empty(original.shape, dtype=torch.float16, device=layers.device)
     total, count = layers.new_zeros(()), layers.new_zeros(())
-    for rows in strips:
+    for number, rows in enumerate(strips):
         photo = _part(original, rows, layers)
-        _, own, fade, _, inside = _sampled(layers, _moved(marks, rows), *photo.shape[2:])
+        _, own, fade, _, inside = sampled(number)
         detail = (photo - own) * inside * (1 - fade)
         total, count = total + detail.abs().sum(), count + 3 * inside.sum()
         skin[:, :, rows] = detail
@@ -100,12 +112,11 @@ def _skin(original: Tensor, marks: Tensor, layers: Tensor, strips: list[slice]) 
     return skin.clamp_(-most, most)
 
 
-def _cloned(photo: Tensor, marks: Tensor, layers: Tensor, skin: Tensor | None, rows: slice) -> Tensor:
-    """These rows of the masked patch, (1, 3, h, W); skin: of the whole patch, if anything fades."""
-    change, own, fade, side, inside = _sampled(layers, marks, *photo.shape[2:])
+def _cloned(photo: Tensor, sampled: tuple[Tensor, ...], skin: Tensor | None, rows: slice, across: Tensor) -> Tensor:
+    """These rows of the masked patch, (1, 3, h, W); skin: of the whole patch, if anything fades, `across` (2,) away."""
+    change, own, fade, side, inside = sampled
     worn = photo + change
     if skin is not None and fade.any():
-        across = BESIDE * (marks[0, 15] - marks[0, 1])
         dx, dy = (round(value) for value in across.tolist())
         row = torch.arange(rows.start, rows.stop, device=skin.device)
         left, right = (skin[:, :, (row + y) % skin.shape[2]].roll(x, 3).to(fade) for y, x in ((-dy, dx), (dy, -dx)))

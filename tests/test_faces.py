@@ -15,12 +15,14 @@ import PIL
 import pytest
 import torch
 from conftest import CASES, REPOSITORY, embedded_photo
+from facenet_pytorch.models.utils.detect_face import detect_face
 from PIL import Image, features
 
 from gan_mask import faces
 from gan_mask import landmarks as lm
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, UnreadableImage, align, read_image
+from gan_mask.mtcnn import MTCNN
 
 GRADIENT = np.dstack([*np.meshgrid(np.arange(0, 240, 5), np.arange(0, 160, 5)), np.full((32, 48), 90)]).astype("u1")
 
@@ -289,6 +291,34 @@ def test_landmarks_far_from_the_detectors_points_are_doubtful() -> None:
     assert "0.30 eye distances" in Face(np.zeros(4), 1.0, landmarks, 0.3).doubt
 
 
+def as_the_package_finds(search: MTCNN, picture: np.ndarray, smallest: float) -> np.ndarray:
+    with torch.no_grad():
+        boxes, points = detect_face(
+            picture[None], smallest, search.pnet, search.rnet, search.onet, search.thresholds, search.factor, "cpu"
+        )
+    rows = [np.asarray(part[0], np.float32).reshape(-1, size) for part, size in ((boxes, 5), (points, 10))]
+    return np.concatenate(rows, 1)
+
+
+def search_equals_the_package(pictures: list[np.ndarray], smallest: list[float]) -> None:
+    search = MTCNN(torch.device("cpu"))
+    for picture, least, found in zip(pictures, smallest, search(pictures, smallest), strict=True):
+        reference = as_the_package_finds(search, picture, least)
+        assert found.shape == reference.shape and len(found) and np.abs(found - reference).max() < 0.01
+
+
+def test_pictures_of_any_sizes_are_searched_together_as_facenet_pytorch_searches_each() -> None:
+    one, two = (Image.fromarray(read_image(embedded_photo(f"id_000{i}/view_1"))) for i in (1, 2))
+    crowd = np.full((300, 500, 3), 120, np.uint8)
+    crowd[20:148, 30:158], crowd[30:286, 220:476] = one, two.resize((256, 256))
+    search_equals_the_package([np.asarray(one), crowd, np.asarray(two)[:, 15:]], [20, 30, 25])
+
+
+def test_real_photos_are_searched_as_facenet_pytorch_does(shared: Path) -> None:
+    photos = [read_image(path) for path in sorted((shared / "data/photos/several").iterdir())]
+    search_equals_the_package([faces._shrink(photo, 400 / max(photo.shape)) for photo in photos], [20] * len(photos))
+
+
 def test_mixed_sizes_crowds_and_empty_pictures(finder: FaceFinder) -> None:
     """Faces come largest first, in the pixels of their own photo, however large that is."""
     one, two = (read_image(embedded_photo(f"id_000{i}/view_1")) for i in (1, 2))
@@ -335,8 +365,8 @@ def test_a_photo_is_searched_no_larger_than_the_smallest_face_needs() -> None:
     shared, small, large = (FaceFinder(min_size=size, no_larger=True) for size in (None, 20, 200))
     widths: list[int] = []
     for searched in (shared, small, large):
-        real = searched._boxes
-        searched._boxes = lambda photos, least, real=real: (widths.append(photos.shape[2]), real(photos, least))[1]  # type: ignore[method-assign,assignment,misc]
+        real = searched._mtcnn
+        searched._mtcnn = lambda copies, least, real=real: (widths.append(copies[0].shape[1]), real(copies, least))[1]  # type: ignore[assignment,misc]
     counts = [len(searched.find([photo])[0]) for searched in (shared, small, large)]
     assert widths == [640, 1280, 150] and counts[1:] == [2, 1]
     reference = FaceFinder().find([photo])[0][0]
@@ -369,6 +399,16 @@ def test_align_moves_pixels_where_the_landmarks_go(angle: float, scale: float) -
     assert inside.mean() > 0.5
     difference = (crop[..., :2] - expected)[inside]
     assert np.abs(difference).max() < 1.4 and np.abs(difference.mean(0)).max() < 0.1  # rounding of photo and crop
+
+
+@pytest.mark.parametrize("size", [(37, 50), (160, 90), (400, 333)])
+def test_pictures_are_resampled_as_pillow_does(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (160, 120, 3)).astype(np.uint8)
+    picture = noise[5:, ::-1]  # a view, mirrored
+    expected = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    found = faces._resampled(picture, *size)
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 2 and difference.mean() < 0.1  # noise is the hardest picture
 
 
 def test_align_shrinks_without_aliasing() -> None:

@@ -66,6 +66,16 @@ def test_the_largest_alone_is_masked_and_all_are_told_of(generator: Generator, f
         assert face.landmarks.shape == (68, 2) and inside.all() and face.score > 0.9
 
 
+def test_a_photo_is_searched_as_the_command_searches_it(generator: Generator, finder: FaceFinder) -> None:
+    """No larger than faces of 1/32 of its longest side need; boxes tell, since those of a larger copy differ."""
+    photo = np.asarray(two_people().resize((1560, 900), Image.Resampling.BICUBIC))
+    found, whole = FaceFinder(min_size=None, no_larger=True).find([photo])[0], finder.find([photo])[0]
+    masked = mask_photo(photo, generator)
+    assert len(found) == len(masked.faces) == len(whole) == 2
+    for face, expected, other in zip(masked.faces, found, whole, strict=True):
+        assert (face.box == expected.box).all() and (face.box != other.box).any()
+
+
 def test_a_saved_photo_is_marked_and_keeps_what_is_harmless(
     generator: Generator, finder: FaceFinder, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from gan_mask.faces import FaceFinder
 from gan_mask.generator import Generator
 from gan_mask.networks import GeneratorConfig
 from gan_mask.photos import wear_on_photo
-from gan_mask.sampling import command, photo_writer, sampler
+from gan_mask.sampling import command, output, photo_writer, sampler
 from gan_mask.sampling.folder import JOURNAL, find_targets
 from gan_mask.sampling.masker import Masker, Photo
 
@@ -264,6 +265,26 @@ def test_the_overview_shows_the_faces(masked: Path) -> None:
     with Image.open(masked / "overview.png") as image:
         assert image.format == "PNG" and image.width > 1000
         assert len(image.getcolors(1 << 24) or []) > 1000
+
+
+def test_pictures_of_a_crowd_take_one_look_at_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = np.random.default_rng(0).integers(0, 256, (300, 600, 3)).astype(np.uint8)
+    for folder in ("photos", "masked"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(crowd).save(tmp_path / folder / "crowd.png")
+    rows = [
+        {"photo": "crowd.png", "status": "ok", "written": "crowd.png", "box": f"{x} 40 {x + 60} 120"}
+        for x in range(20, 500, 80)
+    ]
+    looked: list[str] = []
+    read = output.read_image
+    monkeypatch.setattr(output, "read_image", lambda path: looked.append(path.parent.name) or read(path))
+    folders = SimpleNamespace(source=tmp_path / "photos", out=tmp_path / "masked", method_name="dm")
+    pairs, title = output._pairs(rows, folders, 12)  # type: ignore[arg-type]
+    assert looked == ["photos", "masked"] and title == "6 of 6 faces, method dm"
+    for pair, row in zip(pairs, rows, strict=True):
+        left, top, right, bottom = output.window_of((600, 300), [float(edge) for edge in row["box"].split()])
+        assert (np.asarray(pair.unmasked) == crowd[top:bottom, left:right]).all()
 
 
 def test_measures_agree_with_an_independent_measurement_of_the_files(run: Run, photos: Path, tmp_path: Path) -> None:

@@ -71,12 +71,13 @@ def mask_photo(
     photo: a file, a Pillow image, or uint8 RGB (H, W, 3). template: what the masks show: a shipped template, a
     photo, 'random', or 'match', for each face the shipped one that suits it best; by default the checkpoint's own, or
     'match'. largest: only the largest face. seed: of the generator's noise and of random templates. finder: pass one
-    to load its networks once for many photos. If no face is found, the result has none, and its image is the photo's.
+    to load its networks once for many photos; by default it looks for faces of 1/32 of the longest side and more, as
+    sample.py does. If no face is found, the result has none, and its image is the photo's.
     GanMaskError for a photo that cannot be read, and for other arrays.
     """
     device = next(generator.parameters()).device
     source, original, image = _opened(photo)
-    found = (finder or FaceFinder(device)).find([image])[0]
+    found = (finder or FaceFinder(device, min_size=None, no_larger=True)).find([image])[0]
     own, config = template_of(generator, template), generator.config
     method = attacks.method("generator", generator, options=attacks.Options(seed=seed, softness=config.softness))
     masked = Photo(source.name if source else "photo", image, found[:1] if largest else found)

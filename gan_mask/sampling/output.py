@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -65,28 +66,29 @@ def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[conta
     masked = [row for row in rows if row["status"] == "ok"]
     chosen = [masked[i] for i in np.linspace(0, len(masked) - 1, min(most, len(masked))).astype(int)]
     title = f"{len(chosen)} of {len(masked)} faces, method {sampler.method_name}"
-    return [_pair(row, sampler) for row in sorted(chosen, key=severity)], title
+    look = lru_cache(maxsize=2)(picture_of)  # a photo before and after, for all of its faces
+    pairs = [(severity(row), _pair(row, sampler, look)) for row in chosen]
+    return [pair for _, pair in sorted(pairs, key=lambda item: item[0])], title
 
 
-def _pair(row: Row, sampler: Sampler) -> contact_sheet.Pair:
-    images = [
-        Image.fromarray(picture_of(path, row)) for path in (sampler.source / row["photo"], sampler.out / row["written"])
-    ]
-    window = window_of(images[0].size, tuple(map(float, row["box"].split())))
+def _pair(row: Row, sampler: Sampler, look: Callable[[Path, float | None], np.ndarray]) -> contact_sheet.Pair:
+    paths = sampler.source / row["photo"], sampler.out / row["written"]
+    pictures = [look(path, row.get("at")) for path in paths]
+    height, width = pictures[0].shape[:2]
+    left, top, right, bottom = window_of((width, height), tuple(map(float, row["box"].split())))
+    faces = [Image.fromarray(picture[top:bottom, left:right]) for picture in pictures]
     caption = [row["photo"] + (f" at {row['at']:.1f} s" if "at" in row else "")]
     if outcome(row) == LOST:
         caption.append("no face found any more")
-    return contact_sheet.Pair(
-        images[0].crop(window), images[1].crop(window), caption, verdicts(row), outcome(row)
-    )  # fmt: skip
+    return contact_sheet.Pair(faces[0], faces[1], caption, verdicts(row), outcome(row))
 
 
-def picture_of(path: Path, row: Row) -> np.ndarray:
-    """The photo, or of a clip the frame that its row tells of."""
-    if "at" not in row:
+def picture_of(path: Path, at: float | None) -> np.ndarray:
+    """The photo, or of a clip the frame at so many seconds."""
+    if at is None:
         return read_image(path)
     with clip.reading(path) as opened:
-        return opened.at(row["at"])
+        return opened.at(at)
 
 
 def window_of(size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:

@@ -133,7 +133,8 @@ class State:
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in part(f"optimizer.{name}.").items():
                 index, entry = key.split(".")
-                state.setdefault(int(index), {})[entry] = value
+                layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format  # as the networks have it
+                state.setdefault(int(index), {})[entry] = value.contiguous(memory_format=layout)
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if self.accelerator.scaler and meta["scaler"]:
             self.accelerator.scaler.load_state_dict(meta["scaler"])

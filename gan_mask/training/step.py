@@ -99,7 +99,7 @@ class TrainStep:
         first = self.schedule.row(micro)
         draws = Draws(c.seed, step, range(first, first + (size or c.batch_size)), self.schedule.total, device)
         index = items["index"].numpy()[:size]
-        mates = self.schedule.mates(index, draws.integers(2**31 - 1).cpu().numpy())
+        mates = self.schedule.mates(index, draws.integers(2**31 - 1, "cpu").numpy())
         references = [torch.stack([r[index], r[mates]], 1).to(device) for r in self.references]
         faces = items["face"][:size].to(device, non_blocking=True)
         landmarks = items["landmarks"][:size].to(device, non_blocking=True)
