@@ -19,7 +19,7 @@ import numpy as np
 
 from gan_mask.data.storage import Place, Storage
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, UnreadableImage, read_image
+from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, UnreadableImage, read_file, read_image
 from gan_mask.files import digest
 
 FEW = 10  # people: as many folders as one person's photos may be sorted into
@@ -102,8 +102,6 @@ class Source:
 
     def read(self, photo: Photo) -> np.ndarray:
         """Decode one photo. Raises UnreadableImage."""
-        if not self._zip and photo.place is None:
-            return read_image(self.path / photo.path, photo.path)
         return read_image(self.content(photo), photo.path)
 
     def content(self, photo: Photo) -> bytes:
@@ -115,12 +113,7 @@ class Source:
             self._storage = self._storage or Storage(self.address)
             return self._storage.read(photo.path, photo.place)
         if not self._zip:
-            try:
-                return (self.path / photo.path).read_bytes()
-            except FileNotFoundError:
-                raise UnreadableImage(photo.path, "no such file") from None
-            except OSError as error:
-                raise UnreadableImage(photo.path, f"cannot be read ({error.strerror})") from error
+            return read_file(self.path / photo.path, photo.path)
         try:
             return self._zip.read(self._entries[photo.path])
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:

@@ -63,8 +63,10 @@ class Storage:
 
     def read(self, name: str, place: Place) -> bytes:
         """Raises UnreadableImage, by this name, where a file is not there; what may pass raises OSError."""
+        if not place.size:
+            return b""
         try:
-            return bytes(self.files.cat_file(place.file, place.start, place.start + place.size))
+            return bytes(self.files.cat_file(place.file, start=place.start, end=place.start + place.size))
         except FileNotFoundError:
             raise UnreadableImage(name, "no such file") from None
 
