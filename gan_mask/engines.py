@@ -74,7 +74,7 @@ def run(
                 done(work(number, shard))
     else:
         with _pool(min(engine.workers, len(shards)), make, arguments, shards) as pool:
-            schedule(shards, pool, done)
+            schedule(shards, pool, done, copies=1)  # on this machine a second one would be no faster
 
 
 # -------------------------------------------------------------------------------------------- who does what when
@@ -105,8 +105,8 @@ class Backend(Protocol):
 def schedule(shards: Iterable[int], backend: Backend, done: Callable[[int], Any], copies: int = 2) -> None:
     """Work on all shards, in order, as many at a time as there are slots: so the memory does not grow with them.
 
-    When all have begun, free slots take a second copy of those that take LATE times the median; the first of the two
-    to end counts, and the other is stopped.
+    When all have begun, free slots take a second copy (unless there is to be one alone) of those that take LATE times
+    the median; the first of the two to end counts, and the other is stopped.
     """
     left = deque(shards)
     begun: dict[Any, tuple[int, float]] = {}  # task -> shard, when

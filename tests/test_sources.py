@@ -75,6 +75,7 @@ def test_in_a_folder_of_tar_files_people_are_as_in_the_files(tmp_path: Path) -> 
         ("0.tar/Zoë 1/1.webp", "Zoë 1"),
         ("0.tar/Zoë 2/1.webp", "Zoë 2"),
     ]
+    assert not folder_or_zip.doubts(photos)
     assert len(photos) == 6 and {p.person for p in photos} == {"Zoë 1", "Zoë 2", "Zoë 3"}
     assert all(source.content(p) == photo(p.path.partition("/")[2]) for p in photos)
     (tmp_path / "1.tar").write_bytes(b"no tar file" * 100)

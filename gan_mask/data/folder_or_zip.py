@@ -34,6 +34,11 @@ class Photo:
     person: str
     place: Place | None = None  # in tar files and at addresses
 
+    @property
+    def folder(self) -> PurePosixPath:
+        """Inside SRC, and inside its tar file if it is in one."""
+        return PurePosixPath(self.place.inner if self.place else self.path).parent
+
 
 class Source:
     """The photos of a folder, of a zip or tar file, of a folder of tar files that has no photos of its own, or of an
@@ -151,7 +156,7 @@ def doubts(photos: Sequence[Photo]) -> str:
     """What the user should know about people who were told apart by folder; empty where there is no doubt."""
     folders: dict[str, set[str]] = {}
     for photo in photos:
-        folders.setdefault(photo.person, set()).add(str(PurePosixPath(photo.path).parent))
+        folders.setdefault(photo.person, set()).add(str(photo.folder))
     if len(folders) == 1 and folders != {photos[0].person: {"."}}:
         return (
             f"all photos are below one folder, {photos[0].person}: taken for one person. If their file names say who "
@@ -163,7 +168,7 @@ def doubts(photos: Sequence[Photo]) -> str:
             f"photos of {len(nested)} people are in several folders each, such as {nested[0]}: taken for one person "
             "each. If the innermost folders are the people: --identity-regex '.*?([^/]+)/[^/]+'"
         )
-    around = os.path.commonprefix([PurePosixPath(photo.path).parent.parts for photo in photos])
+    around = os.path.commonprefix([photo.folder.parts for photo in photos])
     if around and 1 < len(folders) <= FEW:  # no name tells one person's views from a set of people
         return (
             f"all photos are below one folder, {around[-1]}: the {len(folders)} folders in it are taken for as many "

@@ -48,7 +48,7 @@ def sample_shards(c: SampleConfig) -> None:
     if not (out / INPUTS).is_file() and {path.name for path in out.iterdir()} - {files.LOCK}:
         raise GanMaskError(f"--out {out}: not empty and not a folder of shards; choose a new one")
     photos = source.photos()
-    sampler = load(c)
+    sampler = load(replace(c, device="cpu") if c.engine == "ray" else c)  # the device is the workers'
     inputs = settings(c, sampler) | {
         "code": run_record.CODE["shards of masked photos"], "shards": c.shards, "batch_size": c.batch_size,
         "faces": source.name, "photos_sha256": _names(photos), "contents_sha256": source.sizes(photos),
