@@ -111,24 +111,27 @@ def schedule(shards: Iterable[int], backend: Backend, done: Callable[[int], Any]
     left = deque(shards)
     begun: dict[Any, tuple[int, float]] = {}  # task -> shard, when
     took: deque[float] = deque(maxlen=RECENT)
+    twice: set[int] = set()  # shards with a second copy
 
     def begin(number: int) -> None:
         begun[backend.start(number)] = number, backend.now()
 
     while left or begun:
-        free = max(backend.slots(), 1) - len(begun)
-        for _ in range(min(free, len(left))):
+        slots = max(backend.slots(), 1)
+        while left and len(begun) < slots:
             begin(left.popleft())
-        if not left and took and copies > 1:
-            for number in late(begun.values(), backend.now() - LATE * statistics.median(took))[: max(free, 0)]:
+        if copies > 1 and took and not left and len(begun) < slots:
+            stragglers = late(begun.values(), backend.now() - LATE * statistics.median(took))
+            for number in stragglers[: slots - len(begun)]:
                 begin(number)
+                twice.add(number)
         for task in backend.wait(list(begun), PATIENCE):
             if task not in begun:  # the other copy has ended
                 continue
             number, since = begun.pop(task)
             count = backend.result(task)
             took.append(backend.now() - since)
-            for other in [other for other, (same, _) in begun.items() if same == number]:
+            for other in [other for other, (same, _) in begun.items() if same == number] if number in twice else ():
                 del begun[other]
                 backend.stop(other)
             done(count)

@@ -85,7 +85,16 @@ VALUES = {
 }
 DLIB_PREDICTOR = dlib.shape_predictor
 ATTACK_TOOLS = ("art", "foolbox", "torchattacks")  # of others, to be imported; not everybody has them
-OTHERS = {"curl", "export", "hf", "helm", "kubectl", "ray", "sbatch", "srun"}  # programs of others, shown without anything of ours
+OTHERS = {
+    "curl",
+    "export",
+    "hf",
+    "helm",
+    "kubectl",
+    "ray",
+    "sbatch",
+    "srun",
+}  # programs of others, shown without anything of ours
 
 
 class Shown(NamedTuple):

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, embedded_photo
 
 from gan_mask import engines, files
+from gan_mask.data.prepare import PrepareConfig, prepare
 from gan_mask.engines import Engine
 from gan_mask.errors import GanMaskError
+from gan_mask.sampling.command import sample
+from gan_mask.sampling.options import SampleConfig
 
 
 class Writer:
@@ -105,7 +109,7 @@ def test_a_straggler_is_overtaken_by_its_second_copy() -> None:
     engines.schedule(range(20), simulated, done.append)
     assert sorted(done) == list(range(20)) and simulated.copies[3] == 2 and simulated.stopped == [(3, 1)]
     assert simulated.clock < 12  # 19 shards on 3 workers, and one second for the copy
-    assert all(simulated.copies[number] == 1 for number in range(20) if number != 3)
+    assert all(simulated.copies[number] == 1 for number in range(20) if number != 3) and simulated.most == 4
 
 
 # ------------------------------------------------------------------------------------------- this machine
@@ -197,3 +201,20 @@ def test_a_lost_node_and_a_killed_driver_change_nothing(cluster: Any, tmp_path: 
     engines.run(Engine("ray", address=cluster.address), Writer, (out, -1, -1, 0.3), left, after)
     assert len(done) == len(left)
     assert {path.name: path.read_text() for path in sorted(out.glob("*.txt"))} == here
+
+
+def test_the_commands_give_the_same_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for person in (1, 2, 3):
+        (photos / f"{person}.webp").write_bytes(embedded_photo(f"id_{person:04d}/view_1"))
+    sampling = SampleConfig(faces=str(photos), method="dm", no_measure=True, shards=2, template="face-001")
+    preparing = PrepareConfig(src=str(photos), size=64)
+    ray: dict[str, Any] = {"engine": "ray", "ray_address": cluster.address}
+    sets = []
+    for options in ({}, ray):
+        out = tmp_path / f"with {len(options)}"
+        prepare(replace(preparing, dst=str(out / "set"), **options))
+        sample(replace(sampling, out=str(out / "masked"), **options))
+        sets.append({str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert len([name for name in sets[0] if name.endswith(".tar")]) == 2 and sets[0] == sets[1]

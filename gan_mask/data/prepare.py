@@ -120,6 +120,7 @@ class Worker:
     """Turns chunks of photos into part files."""
 
     def __init__(self, source: str, parts: Path, settings: Settings, device: str) -> None:
+        forget_old_shapes()  # on Ray, this process has not heard of it
         self.source, self.parts, self.settings = Source(source), parts, settings
         self.finder = FaceFinder(device, settings.min_score, settings.min_size)
 

@@ -24,7 +24,7 @@ from gan_mask.data.folder_or_zip import Photo, Source
 from gan_mask.data.shards import member
 from gan_mask.engines import Engine
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import UnreadableImage
+from gan_mask.faces import UnreadableImage, forget_old_shapes
 from gan_mask.sampling.batch import batches, process
 from gan_mask.sampling.folder import TABLE, Targets, check_folders
 from gan_mask.sampling.masker import Row
@@ -79,6 +79,7 @@ class Worker:
     """Turns slices of the photos into shards."""
 
     def __init__(self, c: SampleConfig) -> None:
+        forget_old_shapes()  # on Ray, this process has not heard of it
         self.c, self.source, self.sampler = c, Source(c.faces), load(c)
 
     def __call__(self, number: int, photos: Sequence[Photo]) -> int:
