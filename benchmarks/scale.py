@@ -5,12 +5,16 @@ streaming  loader's faces per second, shards against the prepared set itself, ta
 memory     of the reading process after each epoch over the shards
 paper      a simulated set of --faces faces (sparse shard files): opening it, the order of an epoch, memory
 networks   parameters per config, bytes that each process sends per step on 8 and 64 processes
+workers    preparation of --faces photos by the engine's own rule on 1,000 simulated workers, some slow, some lost
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
+import math
+import random
 import sys
 import tempfile
 import time
@@ -22,7 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from gan_mask import cli, files
+from gan_mask import cli, engines, files
 from gan_mask.data import PreparedSet, shards
 from gan_mask.data.shards import ShardSet
 from gan_mask.generator import Generator
@@ -31,6 +35,7 @@ from gan_mask.training.options import GENERATOR_NOISE, TrainConfig
 from gan_mask.training.schedule import Schedule
 
 BATCH = 32
+SECONDS_PER_PHOTO = 0.143  # of one core, by prepare.py
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -140,6 +145,85 @@ def networks(_: Path, __: Path, ___: int) -> dict[str, Any]:
     return result
 
 
+class Workers:
+    """Simulated workers and their clock, for `engines.schedule`: as Ray has them, with what goes wrong.
+
+    SLOW of the workers are SLOWNESS times slower all along. Each second of work loses its worker with the probability
+    1 / LIFETIME; the shard then begins anew on another one, which loads its networks first, as a replacement does.
+    """
+
+    COUNT, SLOW, SLOWNESS, LIFETIME, LOADING = 1000, 0.01, 10.0, 20 * 3600.0, 20.0
+
+    def __init__(self, shard_seconds: float) -> None:
+        self.random, self.shard_seconds = random.Random(0), shard_seconds
+        self.clock, self.busy, self.lost = 0.0, 0.0, 0
+        self.pace = [self.SLOWNESS if self.random.random() < self.SLOW else 1.0 for _ in range(self.COUNT)]
+        self.loading = [self.LOADING] * self.COUNT  # seconds until the networks are there
+        self.free, self.ends = list(range(self.COUNT)), list[tuple[float, int]]()
+        self.working: dict[int, tuple[int, float]] = {}  # task -> worker, since when
+        self.begun = 0
+
+    def slots(self) -> int:
+        return self.COUNT
+
+    def start(self, number: int) -> int:
+        worker = self.free.pop(self.random.randrange(len(self.free)))
+        self.begun += 1
+        end = self.clock
+        while True:
+            seconds = self.pace[worker] * self.shard_seconds * self.random.lognormvariate(0, 0.2) + self.loading[worker]
+            self.loading[worker] = 0.0
+            until_lost = self.random.expovariate(1 / self.LIFETIME)
+            if until_lost >= seconds:
+                break
+            self.lost += 1
+            end += until_lost
+            self.loading[worker], self.pace[worker] = self.LOADING, 1.0  # its replacement
+        self.working[self.begun] = worker, self.clock
+        heapq.heappush(self.ends, (end + seconds, self.begun))
+        return self.begun
+
+    def wait(self, tasks: list[int], seconds: float) -> list[int]:
+        while self.ends and self.ends[0][1] not in self.working:  # stopped
+            heapq.heappop(self.ends)
+        if self.ends[0][0] > self.clock + seconds:
+            self.clock += seconds
+            return []
+        self.clock, task = heapq.heappop(self.ends)
+        self.stop(task)
+        return [task]
+
+    def result(self, task: int) -> int:
+        return 1
+
+    def stop(self, task: int) -> None:
+        worker, since = self.working.pop(task)
+        self.busy += self.clock - since
+        self.free.append(worker)
+
+    def now(self) -> float:
+        return self.clock
+
+
+def workers(_: Path, __: Path, faces: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"workers": Workers.COUNT, "seconds per photo": SECONDS_PER_PHOTO}
+    for photos in (64, 640):
+        shards_ = math.ceil(faces / photos)
+        for name, copies in (("with second copies", 2), ("without", 1)):
+            simulated, done = Workers(photos * SECONDS_PER_PHOTO), list[int]()
+            started = time.process_time()
+            engines.schedule(range(shards_), simulated, done.append, copies)
+            assert len(done) == shards_
+            result[f"shards of {photos}, {name}"] = {
+                "shards": shards_, "begun": simulated.begun, "workers lost": simulated.lost,
+                "minutes": round(simulated.clock / 60, 1),
+                "least possible": round(faces * SECONDS_PER_PHOTO / sum(1 / p for p in simulated.pace) / 60, 1),
+                "busy, share": round(simulated.busy / simulated.clock / Workers.COUNT, 3),
+                "rule's own ms per shard": round(1000 * (time.process_time() - started) / shards_, 2),
+            }  # fmt: skip
+    return result
+
+
 def resident() -> float:
     """MB of this process' own memory, without mapped files."""
     status = Path("/proc/self/status").read_text()
@@ -148,6 +232,7 @@ def resident() -> float:
 
 SECTIONS: dict[str, Callable[[Path, Path, int], dict[str, Any]]] = {
     "writing": writing, "streaming": streaming, "memory": memory, "paper": paper, "networks": networks,
+    "workers": workers,
 }  # fmt: skip
 
 

@@ -83,12 +83,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
 def opened(source: str | Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
     """An image file, not decoded yet. Every error inside the `with` block becomes UnreadableImage."""
     name = name or ("image" if isinstance(source, bytes) else str(source))
-    try:
-        content = source if isinstance(source, bytes) else _read_file(Path(source), name)
-    except FileNotFoundError:
-        raise UnreadableImage(name, "no such file") from None
-    except OSError as error:
-        raise UnreadableImage(name, f"cannot be read ({error.strerror})") from error
+    content = source if isinstance(source, bytes) else read_file(Path(source), name)
     if not content:
         raise UnreadableImage(name, "the file is empty")
     if Path(name).suffix.lower() in RAW_SUFFIXES:  # Pillow would take the small preview in it for the photo
@@ -120,12 +115,18 @@ def _learn_heic(name: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def _read_file(path: Path, name: str) -> bytes:
-    if path.exists() and not path.is_file():  # a folder, or a pipe that would block
-        raise UnreadableImage(name, "not a file")
-    if path.stat().st_size > MAX_BYTES:
-        raise UnreadableImage(name, f"larger than {MAX_BYTES >> 20} MiB")
-    return path.read_bytes()
+def read_file(path: Path, name: str) -> bytes:
+    """A photo's file, as it is. Raises UnreadableImage, by this name."""
+    try:
+        if path.exists() and not path.is_file():  # a folder, or a pipe that would block
+            raise UnreadableImage(name, "not a file")
+        if path.stat().st_size > MAX_BYTES:
+            raise UnreadableImage(name, f"larger than {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImage(name, "no such file") from None
+    except OSError as error:
+        raise UnreadableImage(name, f"cannot be read ({error.strerror})") from error
 
 
 def _too_large(found: str) -> str:

@@ -6,9 +6,12 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 SCHEMES = ("onnx:", "torch:")  # of networks that are named by a sidecar, a JSON file
 NAME_BYTES = 255  # of a file's name, at most, on nearly all file systems
+DAY = 86400.0  # seconds
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     On any exception (a full disk, Ctrl-C) the temporary file is removed and `path` is untouched.
     """
     path = Path(path)
-    ending = f".{os.getpid()}.tmp"
+    ending = f".{_machine()}-{os.getpid()}.tmp"
     stem = path.name if len(os.fsencode(f".{path.name}{ending}")) <= NAME_BYTES else digest(path.name)
     temporary = path.with_name(f".{stem}{ending}")
     try:
@@ -85,11 +89,23 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left anywhere below `folder`."""
+    """Remove the temporary files that killed processes left anywhere below `folder`.
+
+    Those of other machines, of whose processes nothing is known here, when they are a day old.
+    """
     for path in folder.rglob(".*.tmp"):
-        owner = path.name.split(".")[-2]
-        if owner.isdecimal() and not _running(int(owner)):
-            path.unlink(missing_ok=True)
+        machine, _, owner = path.name.split(".")[-2].rpartition("-")
+        if not owner.isdecimal():
+            continue
+        with suppress(FileNotFoundError):
+            if not _running(int(owner)) if machine in ("", _machine()) else time.time() - path.stat().st_mtime > DAY:
+                path.unlink()
+
+
+@cache
+def _machine() -> str:
+    """A word for this machine: its processes' numbers are no others'."""
+    return digest(socket.gethostname())[:8]
 
 
 def _running(pid: int) -> bool:

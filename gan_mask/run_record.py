@@ -28,6 +28,7 @@ CODE = {
     "training": 1,
     "clean embeddings": 1,
     "masked photos": 4,
+    "shards of masked photos": 1,
     "evaluation": 4,
     "hardening": 2,
     "hardening table": 2,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gan_mask.training.options import TrainConfig
+from gan_mask.training.options import TrainConfig, resumable, scaled
 from gan_mask.training.schedule import Schedule
 
 REPOSITORY = Path(__file__).parent.parent
@@ -107,3 +107,12 @@ def test_processes_see_disjoint_photos_and_together_those_of_one(accumulate):
         assert len({photo for photo, *_ in a + b + d}) == 12 or micro * 12 % len(identities) + 12 > len(identities)
     resumed = list(Schedule(identities, c, 1, 3, 7))
     assert resumed == ranks[1][7 * accumulate :]
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+def test_learning_rates_grow_with_the_processes_where_asked(rule, factor):
+    c = TrainConfig(scale_lr=rule)
+    rates = scaled(c, 4).learning_rate, scaled(c, 4).discriminator_learning_rate
+    assert rates == (factor * c.learning_rate, factor * c.discriminator_learning_rate)
+    # A run whose rates hang on the number of processes is not gone on with by another number.
+    assert ("processes" in resumable(c)) == (rule == "none") and "batch_size" in resumable(c)

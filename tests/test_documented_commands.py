@@ -85,7 +85,16 @@ VALUES = {
 }
 DLIB_PREDICTOR = dlib.shape_predictor
 ATTACK_TOOLS = ("art", "foolbox", "torchattacks")  # of others, to be imported; not everybody has them
-OTHERS = {"curl", "export", "hf"}  # programs of others, shown without anything of ours
+OTHERS = {
+    "curl",
+    "export",
+    "hf",
+    "helm",
+    "kubectl",
+    "ray",
+    "sbatch",
+    "srun",
+}  # programs of others, shown without anything of ours
 
 
 class Shown(NamedTuple):
@@ -349,8 +358,13 @@ def desk(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def is_run(command: Shown) -> bool:
-    """Whether its program is quick, and it says what to start it with. The README's are run by test_readme.py."""
+    """Whether its program is quick, and it says what to start it with. The README's are run by test_readme.py.
+
+    Those for a cluster are left to test_engines.py.
+    """
     words = command.text.split()
+    if "--engine" in words:
+        return False
     program = next((word for word in words if word in NEEDED), "")
     return (
         program in SMALL and words[-1] not in (program, "--help") and command.page not in (README.name, DOCKERFILE.name)

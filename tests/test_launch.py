@@ -13,13 +13,13 @@ from test_distributed import LAUNCH, REPOSITORY, free_port
 
 OPTIONS = (
     "--embedders fake --detectors fake --widths 8 16 --discriminator_width 8 --batch_size 4 --workers 0 --steps 2 "
-    "--warmup 1 --templates plain-white --validation_faces 4 --log_every 1"
+    "--warmup 1 --templates plain-white --validation_faces 4 --log_every 1 --scale_lr sqrt"
 ).split()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("case", "machines", "processes"), [("one_gpu", 1, 1), ("many_gpus", 1, 2), ("two_nodes", 2, 2)]
+    ("case", "machines", "processes"), [("one_gpu", 1, 1), ("many_gpus", 1, 2), ("two_nodes", 2, 4)]
 )
 def test_a_shipped_file_starts_a_training(
     case: str, machines: int, processes: int, prepared: Path, tmp_path: Path

@@ -20,6 +20,7 @@ import torch
 from conftest import CASES, REPOSITORY, embedded_photo, status
 from PIL import Image
 
+from gan_mask import engines
 from gan_mask import landmarks as lm
 from gan_mask.data import INDEX, SPLITS, PreparedSet, folder_or_zip
 from gan_mask.data import prepare as module
@@ -381,7 +382,7 @@ def test_ctrl_c_says_how_to_resume(people: Path, tmp_path: Path) -> None:
 
 
 def test_dead_worker_is_noticed(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_work", _die)
+    monkeypatch.setattr(engines, "_work", _die)
     with pytest.raises(GanMaskError, match="worker process died"):
         prepare(PrepareConfig(src=str(people), dst=str(tmp_path / "set"), workers=2))
 

@@ -1,4 +1,7 @@
-"""The photos of a data set, in a folder or a zip file, and whose they are. A stranger's archive is not trusted."""
+"""The photos of a data set, and whose they are: in a folder, a zip file, tar files, or at an address of fsspec.
+
+A stranger's archive is not trusted.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from gan_mask.data.storage import Place, Storage
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, UnreadableImage, read_image
+from gan_mask.faces import IMAGE_SUFFIXES, MAX_BYTES, UnreadableImage, read_file, read_image
 from gan_mask.files import digest
 
 FEW = 10  # people: as many folders as one person's photos may be sorted into
@@ -28,17 +32,32 @@ BOMB_BYTES, BOMB_RATIO = 50_000_000, 100  # no photo of this size shrinks this m
 class Photo:
     path: str  # inside SRC, with /
     person: str
+    place: Place | None = None  # in tar files and at addresses
+
+    @property
+    def folder(self) -> PurePosixPath:
+        """Inside SRC, and inside its tar file if it is in one."""
+        return PurePosixPath(self.place.inner if self.place else self.path).parent
 
 
 class Source:
-    """The photos of a folder or zip file. `photos` reads names only; `read` is safe for names from `photos`."""
+    """The photos of a folder, of a zip or tar file, of a folder of tar files that has no photos of its own, or of an
+    fsspec address (`s3://BUCKET/FOLDER`). `photos` reads names only; `read` is safe for what `photos` gives.
+    """
 
     def __init__(self, path: str | Path) -> None:
+        is_address = "://" in str(path)
         self.path = Path(path)
+        self.address = str(path) if is_address else str(self.path.absolute())
+        self.name = str(path).rstrip("/").rpartition("/")[2] if is_address else self.path.resolve().name
         self._zip: zipfile.ZipFile | None = None
         self._entries: dict[str, zipfile.ZipInfo] = {}  # by path with /
+        self._storage: Storage | None = None
+        if is_address or self.path.suffix.lower() == ".tar" and self.path.is_file():
+            self._storage = Storage(self.address)
+            return
         if not self.path.exists():
-            raise GanMaskError(f"{path}: no such folder or zip file")
+            raise GanMaskError(f"{path}: no such folder, zip or tar file")
         if self.path.is_dir():
             return
         try:
@@ -50,39 +69,60 @@ class Source:
         self._entries = {_entry_path(entry): entry for entry in self._zip.infolist()}
 
     def photos(self, identity_regex: str | None = None) -> list[Photo]:
-        """All image files, sorted by path, each with its person; see `people` and, with a regex, `matched`."""
+        """All image files, sorted by path, each with its person; see `people` and, with a regex, `matched`.
+
+        What tar file a photo is in says nothing of its person.
+        """
         names: Iterable[str]
+        places: dict[str, Place] = {}
         if self._zip:
             _refuse_malicious(self.path, self._zip.infolist())
             files = {path for path, entry in self._entries.items() if not entry.filename.endswith(("/", "\\"))}
             names = filter(is_photo, files)
-        else:
-            names = _each_file_once(self.path)
+        elif self._storage is None:
+            names = list(_each_file_once(self.path))
+            if not names and any(self.path.glob("*.tar")):
+                self._storage = Storage(self.address)
+        if self._storage:
+            places = {name: place for name, place in self._storage.places() if is_photo(place.inner)}
+            names = places
         paths = sorted(names)
         if not paths:
-            raise GanMaskError(f"{self.path}: no image files in it (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
-        persons = people(paths) if identity_regex is None else [matched(path, identity_regex) for path in paths]
-        return [Photo(path, unicodedata.normalize("NFC", p)) for path, p in zip(paths, persons, strict=True)]
+            raise GanMaskError(f"{self.address}: no image files in it (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
+        inner = [places[path].inner for path in paths] if places else paths
+        persons = people(inner) if identity_regex is None else [matched(path, identity_regex) for path in inner]
+        return [
+            Photo(path, unicodedata.normalize("NFC", person), places.get(path))
+            for path, person in zip(paths, persons, strict=True)
+        ]
 
     def sizes(self, photos: Sequence[Photo]) -> str:
         """A SHA-256 that changes when a photo is replaced: by its size in bytes, in a zip file by its checksum, too."""
         if self._zip:
             entries = (self._entries[photo.path] for photo in photos)
             return digest(" ".join(f"{entry.file_size}/{entry.CRC}" for entry in entries))
-        return digest(" ".join(str(_size(self.path / photo.path)) for photo in photos))
+        return digest(
+            " ".join(str(photo.place.size if photo.place else _size(self.path / photo.path)) for photo in photos)
+        )
 
-    def read(self, path: str) -> np.ndarray:
+    def read(self, photo: Photo) -> np.ndarray:
         """Decode one photo. Raises UnreadableImage."""
+        return read_image(self.content(photo), photo.path)
+
+    def content(self, photo: Photo) -> bytes:
+        """The file, as it is. Raises UnreadableImage."""
+        size = photo.place.size if photo.place else self._entries[photo.path].file_size if self._zip else 0
+        if size > MAX_BYTES:
+            raise UnreadableImage(photo.path, f"larger than {MAX_BYTES >> 20} MiB")
+        if photo.place:
+            self._storage = self._storage or Storage(self.address)
+            return self._storage.read(photo.path, photo.place)
         if not self._zip:
-            return read_image(self.path / path, path)
-        entry = self._entries[path]
-        if entry.file_size > MAX_BYTES:
-            raise UnreadableImage(path, f"larger than {MAX_BYTES >> 20} MiB")
+            return read_file(self.path / photo.path, photo.path)
         try:
-            content = self._zip.read(entry)
+            return self._zip.read(self._entries[photo.path])
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            raise UnreadableImage(path, f"damaged, encrypted or unsupported in the zip file ({error})") from error
-        return read_image(content, path)
+            raise UnreadableImage(photo.path, f"damaged, encrypted or unsupported in the zip file ({error})") from error
 
 
 # -------------------------------------------------------------------------------------------- who is who
@@ -116,7 +156,7 @@ def doubts(photos: Sequence[Photo]) -> str:
     """What the user should know about people who were told apart by folder; empty where there is no doubt."""
     folders: dict[str, set[str]] = {}
     for photo in photos:
-        folders.setdefault(photo.person, set()).add(str(PurePosixPath(photo.path).parent))
+        folders.setdefault(photo.person, set()).add(str(photo.folder))
     if len(folders) == 1 and folders != {photos[0].person: {"."}}:
         return (
             f"all photos are below one folder, {photos[0].person}: taken for one person. If their file names say who "
@@ -128,7 +168,7 @@ def doubts(photos: Sequence[Photo]) -> str:
             f"photos of {len(nested)} people are in several folders each, such as {nested[0]}: taken for one person "
             "each. If the innermost folders are the people: --identity-regex '.*?([^/]+)/[^/]+'"
         )
-    around = os.path.commonprefix([PurePosixPath(photo.path).parent.parts for photo in photos])
+    around = os.path.commonprefix([photo.folder.parts for photo in photos])
     if around and 1 < len(folders) <= FEW:  # no name tells one person's views from a set of people
         return (
             f"all photos are below one folder, {around[-1]}: the {len(folders)} folders in it are taken for as many "

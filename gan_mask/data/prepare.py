@@ -1,7 +1,8 @@
 """Any face data set -> prepared set: find, landmark, align and pack every photo (data_prep/prepare.py).
 
 Photos are worked on in fixed chunks of their sorted list. A finished chunk is one file in DST/.parts, whole or
-absent, so a killed run resumes where it was, and neither that nor the number of workers changes a byte of the result.
+absent, so a killed run resumes where it was, and neither that nor who works on them (`gan_mask.engines`) changes a byte
+of the result.
 """
 
 from __future__ import annotations
@@ -11,35 +12,30 @@ import csv
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
-from gan_mask import cli, run_record, values
+from gan_mask import cli, engines, run_record, values
 from gan_mask.cli import Progress
 from gan_mask.data.folder_or_zip import Photo, Source, doubts
 from gan_mask.data.prepared import EMBEDDED, FORMAT, INDEX, SPLITS
+from gan_mask.engines import WORKERS, Engine, EngineName
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import Face, FaceFinder, UnreadableImage, align, forget_old_shapes
 from gan_mask.files import read_json, remove_leftovers, replacing, write_json
@@ -47,7 +43,6 @@ from gan_mask.values import FRACTION, SEED, Range, limited
 
 CHUNK = 64  # photos
 PIXELS_AT_ONCE = 32_000_000  # decoded photos held in memory, so that a chunk of huge ones fits
-WORKERS = Range(1, 1024)
 UTF8 = ("utf-8", "surrogateescape")  # file names need not be valid UTF-8
 
 
@@ -86,9 +81,11 @@ class Settings:
 class PrepareConfig(Settings):
     """A job: which photos become which set, and on what; with the settings."""
 
-    src: str = ""  # a folder, a .zip file, or "synthetic" for the faces in the package
+    src: str = ""  # see `Source`, or "synthetic" for the faces in the package
     dst: str = ""  # new folder for the prepared set
     workers: int = limited(1, WORKERS)  # processes
+    engine: EngineName = "local"  # who works on the chunks: processes of this machine, or a Ray cluster
+    ray_address: str = ""  # of a running cluster
     device: str = "cpu"  # where faces are searched: cpu, cuda, cuda:1, ...
 
     @property
@@ -100,6 +97,8 @@ class PrepareConfig(Settings):
         for name in ("src", "dst"):
             if not getattr(self, name):
                 raise GanMaskError(f"{name} is missing")
+        if self.engine == "ray":
+            return  # the device is the workers'
         try:
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -120,7 +119,8 @@ Searched = tuple[Photo, np.ndarray, list[Face]]
 class Worker:
     """Turns chunks of photos into part files."""
 
-    def __init__(self, source: Path, parts: Path, settings: Settings, device: str) -> None:
+    def __init__(self, source: str, parts: Path, settings: Settings, device: str) -> None:
+        forget_old_shapes()  # on Ray, this process has not heard of it
         self.source, self.parts, self.settings = Source(source), parts, settings
         self.finder = FaceFinder(device, settings.min_score, settings.min_size)
 
@@ -146,7 +146,7 @@ class Worker:
             record["score"], record["landmarks"], record["faces_in_photo"] = face.score, landmarks, len(faces)
             crops += encoded.getvalue()
             records.append(record)
-            kept.append(asdict(photo))
+            kept.append({"path": photo.path, "person": photo.person})
         text = np.frombuffer(json.dumps({"kept": kept, "notes": sorted(notes)}).encode(), np.uint8)
         packed = np.frombuffer(crops, np.uint8)
         with replacing(part_path(self.parts, number)) as temporary, open(temporary, "wb") as f:
@@ -158,7 +158,7 @@ class Worker:
         batch: list[tuple[Photo, np.ndarray]] = []
         for photo in photos:
             try:
-                batch.append((photo, self.source.read(photo.path)))
+                batch.append((photo, self.source.read(photo)))
             except UnreadableImage as error:
                 notes.append((photo.path, "unreadable", error.reason))
             if sum(image.size // 3 for _, image in batch) > PIXELS_AT_ONCE:
@@ -187,62 +187,6 @@ def part_path(parts: Path, number: int) -> Path:
     return parts / f"{number:07d}.npz"
 
 
-# -------------------------------------------------------------------------------------------- all chunks
-
-_arguments: tuple[Any, ...] = ()
-_worker: Worker | None = None
-
-
-def _start(*arguments: Any) -> None:
-    """In a new worker process: Ctrl-C is the parent's affair, and a killed parent ends its workers."""
-    global _arguments
-    _arguments = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-def _work(number: int, photos: Sequence[Photo]) -> int:
-    """Made on the first chunk rather than in _start, so that its errors reach the parent."""
-    global _worker
-    _worker = _worker or Worker(*_arguments)
-    return _worker(number, photos)
-
-
-def run_chunks(
-    chunks: dict[int, list[Photo]], workers: int, arguments: tuple[Any, ...], done: Callable[[int], Any]
-) -> None:
-    """Work on all chunks; `done` gets the number of photos of each. One worker means this process."""
-    if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in worker processes: the same sums in the same order
-        try:
-            worker = Worker(*arguments)
-            for number, photos in chunks.items():
-                done(worker(number, photos))
-        finally:
-            torch.set_num_threads(threads)
-        return
-    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), context, _start, arguments)
-    try:
-        futures: list[Future[int]] = [pool.submit(_work, *chunk) for chunk in chunks.items()]
-        for future in as_completed(futures):
-            done(future.result())
-        pool.shutdown()
-    except BrokenProcessPool as error:
-        raise GanMaskError(
-            "a worker process died (out of memory?). Run the same command again to continue; "
-            "if it repeats, with fewer --workers"
-        ) from error
-    finally:
-        for child in set(multiprocessing.active_children()) - others:  # left after an error or Ctrl-C
-            child.terminate()
-        pool.shutdown(cancel_futures=True)
-
-
 # -------------------------------------------------------------------------------------------- the set
 
 
@@ -254,14 +198,13 @@ def prepare(c: PrepareConfig) -> Summary:
     """
     c.check()
     settings, dst = c.settings, Path(c.dst)
-    source_path = EMBEDDED if c.src == "synthetic" else Path(c.src)
-    source = Source(source_path)
+    source = Source(EMBEDDED if c.src == "synthetic" else c.src)
     photos = source.photos(settings.identity_regex)
     if settings.identity_regex is None and (doubt := doubts(photos)):
         print(cli.printable(doubt), file=sys.stderr)
     listing = "\n".join(photo.path for photo in photos).encode(*UTF8)
     begun = run_record.inputs(
-        "prepared set", asdict(settings), format=FORMAT, source=source_path.resolve().name, photos=len(photos),
+        "prepared set", asdict(settings), format=FORMAT, source=source.name, photos=len(photos),
         photos_sha256=hashlib.sha256(listing).hexdigest(), contents_sha256=source.sizes(photos),
     )  # fmt: skip
     remedy = f"use the same ones or another DST, or delete {dst}"
@@ -276,8 +219,8 @@ def prepare(c: PrepareConfig) -> Summary:
             left = {n: chunk for n, chunk in numbered.items() if not part_path(parts, n).is_file()}
             done = len(photos) - sum(map(len, left.values()))
             with Progress(total=len(photos), initial=done, desc="prepare", unit=" photos", smoothing=0.05) as bar:
-                if left:
-                    run_chunks(left, c.workers, (source_path, parts, settings, c.device), bar.update)
+                engine = Engine(c.engine, c.workers, c.ray_address, c.device)
+                engines.run(engine, Worker, (source.address, parts.absolute(), settings, c.device), left, bar.update)
             summary = _finish(dst, [part_path(parts, n) for n in numbered], settings, begun)
         shutil.rmtree(parts)
         return summary
@@ -417,9 +360,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("source and destination").add_argument
     add(
         "src", metavar="SRC",
-        help="folder or .zip: PERSON/photo.*, also in folders below (LFW, VGGFace2, CASIA-WebFace), or photos in no "
-        "folder, whose persons are their file names without a trailing _NNNN; or the word `synthetic` for the faces in "
-        "the package",
+        help="folder, .zip or .tar, folder of .tar files, or fsspec address such as s3://BUCKET/FOLDER: "
+        "PERSON/photo.*, also in folders below (LFW, VGGFace2, CASIA-WebFace), or photos in no folder, whose persons "
+        "are their file names without a trailing _NNNN; or the word `synthetic` for the faces in the package",
     )  # fmt: skip
     add("dst", metavar="DST", help="new folder for the prepared set")
 
@@ -459,6 +402,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("machine").add_argument
     add("--workers", type=cli.number(int, WORKERS), default=_cores(), help="processes")
+    add("--engine", choices=get_args(EngineName), default="local", help="processes here, or a Ray cluster")
+    add("--ray-address", default="", metavar="ADDRESS", help="of a running cluster; without one it is started here")
     add("--device", default="cpu", help="where faces are searched: cpu, cuda, cuda:1, ...")
     cli.add_message_options(parser)
     return parser.parse_args(argv)

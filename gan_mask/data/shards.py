@@ -225,8 +225,8 @@ def _write_shard(tar: Path, photos: PreparedSet, rows: np.ndarray, first: int) -
                     "landmarks": photos.landmarks(row).tolist(), "identity": int(photos.identities[row]),
                     "person": photos.person(row), "source": photos.source(row),
                 }  # fmt: skip
-                sample = _member(f"{number:09d}.jpg", photos.encoded(row))
-                sample += _member(f"{number:09d}.json", json.dumps(facts).encode())
+                sample = member(f"{number:09d}.jpg", photos.encoded(row))
+                sample += member(f"{number:09d}.json", json.dumps(facts).encode())
                 place["offset"], place["length"], place["crc"] = f.tell(), len(sample), zlib.crc32(sample)
                 place["identity"] = facts["identity"]
                 f.write(sample)
@@ -235,7 +235,7 @@ def _write_shard(tar: Path, photos: PreparedSet, rows: np.ndarray, first: int) -
             np.save(f, places)
 
 
-def _member(name: str, data: bytes) -> bytes:
+def member(name: str, data: bytes) -> bytes:
     """A file of a tar archive, without date and owner: the same bytes on every machine."""
     info = tarfile.TarInfo(name)
     info.size = len(data)

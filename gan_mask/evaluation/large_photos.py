@@ -39,7 +39,7 @@ def measure(e: Experiment, config: GeneratorConfig, folder: str) -> dict[str, An
     faces: dict[str, list[str]] = {method: [] for method in _ours(e)}
     for photo in Progress(source.photos(Settings.identity_regex), desc="photos", unit="photo"):
         try:
-            image = source.read(photo.path)
+            image = source.read(photo)
         except UnreadableImage as error:
             left_out[photo.path] = error.reason
             continue

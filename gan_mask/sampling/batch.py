@@ -1,10 +1,10 @@
-"""A batch of photos: masked, written, and re-detected."""
+"""Photos in batches; a batch masked, written, and re-detected."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -21,6 +21,28 @@ from gan_mask.sampling.sampler import FAR, Sampler
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (more only if one photo alone is larger)
+
+
+def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[tuple[list[Photo], dict[str, list[Row]]]]:
+    """Photos in batches that fit into memory, with rows for those that cannot be read."""
+    batch: list[Photo] = []
+    unreadable: dict[str, list[Row]] = {}
+    for name in names:
+        start = time.perf_counter()
+        try:
+            photo = sampler.photo(name)
+            photo.seconds = time.perf_counter() - start
+            batch.append(photo)
+        except UnreadableImage as error:
+            unreadable[name] = [{"photo": name, "status": "unreadable", "note": error.reason}]
+        pixels = sum(p.image.shape[0] * p.image.shape[1] for p in batch)
+        if len(batch) + len(unreadable) >= sampler.batch_size or pixels >= BATCH_PIXELS:
+            yield batch, unreadable
+            batch, unreadable = [], {}
+    if batch or unreadable:
+        yield batch, unreadable
 
 
 def process(sampler: Sampler, photos: Sequence[Photo], targets: Mapping[str, Targets]) -> dict[str, list[Row]]:

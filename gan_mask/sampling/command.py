@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from gan_mask import cli, files, run_record, sampling, values
-from gan_mask.cli.methods import flat, parse_with_attack
+from gan_mask import cli, files, sampling, values
+from gan_mask.cli.methods import parse_with_attack
 from gan_mask.errors import GanMaskError
-from gan_mask.faces import IMAGE_SUFFIXES, UnreadableImage, forget_old_shapes
-from gan_mask.pretrained.protocol import fingerprints
-from gan_mask.sampling.batch import process
+from gan_mask.faces import IMAGE_SUFFIXES, forget_old_shapes
+from gan_mask.sampling.batch import batches, process
 from gan_mask.sampling.clip import is_clip
 from gan_mask.sampling.folder import (
     GALLERY,
@@ -26,23 +24,27 @@ from gan_mask.sampling.folder import (
     find_targets,
     old_copies,
 )
-from gan_mask.sampling.masker import Photo, Row
+from gan_mask.sampling.masker import Row
 from gan_mask.sampling.options import SampleConfig
 from gan_mask.sampling.output import print_old_copies, print_summary, write_gallery, write_overview, write_table
-from gan_mask.sampling.sampler import Sampler, checkpoint_of, load
+from gan_mask.sampling.sampler import Sampler, load, settings
+from gan_mask.sampling.shards import sample_shards
 from gan_mask.sampling.video import mask_clip
 
 T = TypeVar("T")
 
-BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (more only if one photo alone is larger)
-
 
 def sample(c: SampleConfig) -> list[Row]:
-    """Write OUT, or resume what is there; the rows of results.csv. It prints the summary.
+    """Write OUT, or resume what is there; the rows of results.csv, none with `shards`. It prints the summary.
 
     GanMaskError for wrong options; photos that cannot be read or written are rows that say so.
     """
     values.check(c)
+    if c.shards:
+        sample_shards(c)
+        return []
+    if c.engine != "local" or c.workers > 1:
+        raise GanMaskError("--engine and --workers divide photos into shards: add --shards 64, for 64 photos in each")
     folder = check_folders(Path(c.faces), Path(c.out))
     with files.locked(c.out):
         return _sample(c, folder)
@@ -75,7 +77,7 @@ def _sample(c: SampleConfig, folder: Path) -> list[Row]:
 
     # Table and pictures of all photos
     rows = [row for name in names for row in journal.entries[name]["rows"]] + problems
-    write_table(out / TABLE, rows, sampler)
+    write_table(out / TABLE, rows, sampler, of_a_clip=is_clip(source) and source.is_file())
     write_overview(out / OVERVIEW, rows, sampler)
     if c.show:
         write_gallery(out / GALLERY, rows, sampler)
@@ -92,26 +94,6 @@ def mask_photos(sampler: Sampler, todo: Sequence[str], targets: Mapping[str, Tar
             bar.update(len(done) + len(unreadable))
 
 
-def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[tuple[list[Photo], dict[str, list[Row]]]]:
-    """Photos in batches that fit into memory, with rows for those that cannot be read."""
-    batch: list[Photo] = []
-    unreadable: dict[str, list[Row]] = {}
-    for name in names:
-        start = time.perf_counter()
-        try:
-            photo = sampler.photo(name)
-            photo.seconds = time.perf_counter() - start
-            batch.append(photo)
-        except UnreadableImage as error:
-            unreadable[name] = [{"photo": name, "status": "unreadable", "note": error.reason}]
-        pixels = sum(p.image.shape[0] * p.image.shape[1] for p in batch)
-        if len(batch) + len(unreadable) >= sampler.batch_size or pixels >= BATCH_PIXELS:
-            yield batch, unreadable
-            batch, unreadable = [], {}
-    if batch or unreadable:
-        yield batch, unreadable
-
-
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """The items, each made in a thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as pool:
@@ -119,18 +101,6 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
             yield item
-
-
-def settings(c: SampleConfig, sampler: Sampler) -> dict[str, Any]:
-    """What the outputs depend on; the same settings resume what is in OUT."""
-    told = {k: v for k, v in flat(c).items() if k not in ("out", "device", "batch_size", "show")}
-    told |= {"faces": str(Path(c.faces).resolve())}
-    if c.method == "generator":
-        told["weights"] = [files.sha256(p) for p in sorted(checkpoint_of(c).rglob("*.safetensors"))]
-    told["networks"] = fingerprints(sampler.embedders, sampler.detectors)
-    if Path(sampler.masker.template).is_file():
-        told["template_file"] = files.sha256(sampler.masker.template)
-    return run_record.inputs("masked photos", told)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

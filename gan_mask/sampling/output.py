@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ IN_GALLERY = 200  # faces in the gallery
 FAILED = ("unreadable", "not written")  # statuses of photos whose row has a note
 
 
-def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
+def write_table(path: Path, rows: Iterable[Row], sampler: Sampler, of_a_clip: bool = False, timed: bool = True) -> None:
     columns = ["photo", "status", "face", "written", "template", "box"]
     if sampler.measures:
         columns += ["face_found_after"]
@@ -31,10 +32,10 @@ def write_table(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
         for name in sampler.detectors:
             columns += [f"mask_logit_before_{name}", f"mask_logit_after_{name}"]
     if sampler.masker.method.optimises:
-        columns += ["iterations", "attack_seconds"]
-    if any("at" in row for row in rows):
+        columns += ["iterations"] + (["attack_seconds"] if timed else [])
+    if of_a_clip:
         columns += ["start", "end", "frames", "at"]
-    columns += ["seconds", "note"]
+    columns += (["seconds"] if timed else []) + ["note"]
     with files.replacing(path) as temporary:
         # surrogateescape: file names need not be UTF-8
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
@@ -111,25 +112,43 @@ def print_old_copies(names: Sequence[str], out: Path) -> None:
         )
 
 
-def print_summary(rows: Sequence[Row], sampler: Sampler) -> None:
-    masked = [row for row in rows if row["status"] == "ok"]
-    found = [row for row in masked if sampler.measures and row["face_found_after"]]
-    things = "clips" if any(clip.is_clip(row["photo"]) for row in rows) else "photos"
-    count = {status: sum(row["status"] == status for row in rows) for status in ("no face", *FAILED)}
+def print_summary(rows: Iterable[Row], sampler: Sampler, picture: str = "overview.png") -> None:
+    """In one pass over the rows, of which those of a photo stand together. picture: that shows the faces, if any."""
+    count: Counter[str] = Counter()
+    failed: list[str] = []
+    clips, last = False, None
+    for row in rows:
+        status, name = row["status"], row["photo"]
+        clips = clips or clip.is_clip(name)
+        count[status] += 1
+        if status in FAILED:
+            failed.append(f"  {status}: {cli.printable(name + ': ' + row['note'])}")
+        if status != "ok":
+            continue
+        count["masked"] += name != last
+        last = name
+        if not (sampler.measures and row["face_found_after"]):
+            continue
+        count["found"] += 1
+        for network in sampler.embedders:
+            count[f"another person {network}"] += row[f"similarity_{network}"] < row[f"threshold_{network}"]
+        for network in sampler.detectors:
+            for when in ("before", "after"):
+                count[f"{when} {network}"] += row[f"mask_logit_{when}_{network}"] > 0
     print(
-        f"\n{len({row['photo'] for row in masked})} {things} masked ({len(masked)} faces), "
+        f"\n{count['masked']} {'clips' if clips else 'photos'} masked ({count['ok']} faces), "
         f"{count['no face']} without a face, {count['unreadable']} unreadable"
         + (f", {count['not written']} not written" if count["not written"] else "")
     )
-    for row in rows:
-        if row["status"] in FAILED:
-            print(f"  {row['status']}: {cli.printable(row['photo'] + ': ' + row['note'])}")
-    if masked and sampler.measures:
-        print(f"face found in the written file: {len(found)} of {len(masked)}")
-    for name in sampler.embedders if found else ():
-        other = sum(row[f"similarity_{name}"] < row[f"threshold_{name}"] for row in found)
-        print(f"{name} takes for another person (FAR {FAR:g}): {other} of {len(found)}")
-    for name in sampler.detectors if found else ():
-        before, after = (sum(row[f"mask_logit_{when}_{name}"] > 0 for row in found) for when in ("before", "after"))
-        print(f"{name} reports a mask: {after} of {len(found)} (before: {before})")
-    print(f"table: {sampler.out / 'results.csv'}" + (f"   picture: {sampler.out / 'overview.png'}" if masked else ""))
+    for line in failed:
+        print(line)
+    if count["ok"] and sampler.measures:
+        print(f"face found in the written file: {count['found']} of {count['ok']}")
+    for network in sampler.embedders if count["found"] else ():
+        other = count[f"another person {network}"]
+        print(f"{network} takes for another person (FAR {FAR:g}): {other} of {count['found']}")
+    for network in sampler.detectors if count["found"] else ():
+        before, after = count[f"before {network}"], count[f"after {network}"]
+        print(f"{network} reports a mask: {after} of {count['found']} (before: {before})")
+    shown = f"   picture: {sampler.out / picture}" if count["ok"] and picture else ""
+    print(f"table: {sampler.out / 'results.csv'}{shown}")

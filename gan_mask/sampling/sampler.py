@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gan_mask import attacks, pretrained
+from gan_mask import attacks, files, pretrained, run_record
 from gan_mask.attacks.surrogates import Surrogates
+from gan_mask.cli.methods import flat
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import FaceFinder, read_image, to_tensors
 from gan_mask.generator import SHIPPED, Generator, load_generator, local
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained import contract
-from gan_mask.pretrained.protocol import Detector, Embedder
+from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.sampling.masker import Masker, Photo, parts, template_of
 from gan_mask.sampling.options import SampleConfig
 
 FAR = 1e-3  # false-accept rate of the thresholds
+
+# Options that change nothing in the outputs, or decide on their form alone.
+ELSEWHERE = ("out", "device", "batch_size", "show", "shards", "workers", "engine", "ray_address")
 
 
 @dataclass
@@ -111,3 +116,15 @@ def checkpoint_of(c: SampleConfig) -> Path:
 def checkpoint_name(c: SampleConfig) -> str | None:
     """As the mark of a photo tells it; None for other methods than the generator."""
     return Path(c.checkpoint or SHIPPED).name if c.method == "generator" else None
+
+
+def settings(c: SampleConfig, sampler: Sampler) -> dict[str, Any]:
+    """What the outputs depend on; the same settings resume what is in OUT."""
+    told = {k: v for k, v in flat(c).items() if k not in ELSEWHERE}
+    told |= {"faces": str(Path(c.faces).resolve())}
+    if c.method == "generator":
+        told["weights"] = [files.sha256(p) for p in sorted(checkpoint_of(c).rglob("*.safetensors"))]
+    told["networks"] = fingerprints(sampler.embedders, sampler.detectors)
+    if Path(sampler.masker.template).is_file():
+        told["template_file"] = files.sha256(sampler.masker.template)
+    return run_record.inputs("masked photos", told)

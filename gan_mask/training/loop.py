@@ -39,11 +39,12 @@ from gan_mask.training.health import Health
 from gan_mask.training.log import Log
 from gan_mask.training.options import (
     GENERATOR_NOISE,
-    RESUMABLE,
     TrainConfig,
     check,
     default_template,
     of_today,
+    resumable,
+    scaled,
     trained_against,
 )
 from gan_mask.training.schedule import Schedule
@@ -105,6 +106,7 @@ def _train(c: TrainConfig, stop: stop_on_signals, held: ExitStack) -> None:
     if generator.config.default_template == OWN:
         ema.template.copy_(bank.textures[0])
     claim(out, c, surrogates, accelerator, held)
+    c = scaled(c, accelerator.num_processes)
 
     # Where an earlier run stopped. `bare` is without what accelerate wraps around the networks: torch.compile, DDP
     bare = {"net": generator.net, "discriminator": bare_discriminator}
@@ -236,7 +238,7 @@ def claim(out: Path, c: TrainConfig, surrogates: Surrogates, accelerator: Accele
         )  # fmt: skip
         remedy, older = "give another --out, or the same to resume", partial(of_today, accelerator.num_processes)
         try:
-            held.enter_context(run_record.claimed(out / "train.json", now, remedy, RESUMABLE, older))
+            held.enter_context(run_record.claimed(out / "train.json", now, remedy, resumable(c), older))
         except OSError as error:
             raise GanMaskError(f"--out {out}: cannot write there ({error.strerror})") from error
     accelerator.wait_for_everyone()

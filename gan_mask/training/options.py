@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gan_mask import files, templates, values
@@ -103,6 +103,9 @@ class TrainConfig:
 
     learning_rate: float = option(1.5e-3, "generator's, AdamW", group="optimisers", within=LEARNING_RATE)
     discriminator_learning_rate: float = option(3e-4, "discriminator's, AdamW", within=LEARNING_RATE)
+    scale_lr: Literal["none", "linear", "sqrt"] = option(
+        "none", "multiply both learning rates by the number of processes (linear) or its square root (sqrt)"
+    )
     warmup: int = option(50, "steps of linear warm-up", within=Range(0, 2**31 - 1))
     clip: float = option(1.0, "largest gradient norm", within=Range(above=0))
     ema: float = option(0.995, "decay of the averaged generator, which is what is saved", within=Range(0, below=1))
@@ -123,6 +126,19 @@ BATCH = ("batch_size", "accumulate", "processes")  # while their product stays, 
 RESUMABLE = {
     "out", "data", "steps", "workers", "log_every", "validate_every", "validation_faces", "save_every", "keep", *BATCH,
 }  # fmt: skip
+
+
+def scaled(c: TrainConfig, processes: int) -> TrainConfig:
+    """With the learning rates that so many processes take, which --scale_lr asks for (docs/multi_gpu.md)."""
+    factor = {"none": 1.0, "linear": float(processes), "sqrt": math.sqrt(processes)}[c.scale_lr]
+    return replace(
+        c, learning_rate=c.learning_rate * factor, discriminator_learning_rate=c.discriminator_learning_rate * factor
+    )
+
+
+def resumable(c: TrainConfig) -> set[str]:
+    """What may be another when the run goes on; the number of processes not where learning rates hang on it."""
+    return RESUMABLE if c.scale_lr == "none" else RESUMABLE - {"processes"}
 
 
 def check(c: TrainConfig) -> None:

@@ -171,6 +171,6 @@ def test_a_lying_entry_is_unreadable(tmp_path: Path) -> None:
     assert second.file_size > 10
     path.write_bytes(bytes(data))
     source = Source(path)
-    assert len(source.photos("(.+)")) == 2
+    _, second_photo = source.photos("(.+)")
     with pytest.raises(UnreadableImage):
-        source.read("a/2.webp")
+        source.read(second_photo)
