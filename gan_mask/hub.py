@@ -58,7 +58,7 @@ def _figures(network: nn.Module, report: Path) -> dict[str, Any]:
         raise GanMaskError(f"{path}: no generator was measured; evaluate this one with --methods {METHOD}")
     if figures.get("generator_sha256") != files.weights_digest(network):
         raise GanMaskError(f"{path}: it is not of this generator's weights; evaluate it with --checkpoint")
-    for option in {"refine", "strength"} & set(figures["command"]):
+    for option in [name for name in ("refine", "strength") if name in figures["command"]]:
         raise GanMaskError(
             f"{path}: measured with --{option}, which is not what the generator does alone; leave it out"
         )

@@ -96,6 +96,11 @@ class Source:
             for path, person in zip(paths, persons, strict=True)
         ]
 
+    @staticmethod
+    def names(photos: Sequence[Photo]) -> str:
+        """A SHA-256 of which photos these are."""
+        return digest("\n".join(photo.path for photo in photos))
+
     def sizes(self, photos: Sequence[Photo]) -> str:
         """A SHA-256 that changes when a photo is replaced: by its size in bytes, in a zip file by its checksum, too."""
         if self._zip:

@@ -202,10 +202,9 @@ def prepare(c: PrepareConfig) -> Summary:
     photos = source.photos(settings.identity_regex)
     if settings.identity_regex is None and (doubt := doubts(photos)):
         print(cli.printable(doubt), file=sys.stderr)
-    listing = "\n".join(photo.path for photo in photos).encode(*UTF8)
     begun = run_record.inputs(
         "prepared set", asdict(settings), format=FORMAT, source=source.name, photos=len(photos),
-        photos_sha256=hashlib.sha256(listing).hexdigest(), contents_sha256=source.sizes(photos),
+        photos_sha256=source.names(photos), contents_sha256=source.sizes(photos),
     )  # fmt: skip
     remedy = f"use the same ones or another DST, or delete {dst}"
     with _writing(dst):

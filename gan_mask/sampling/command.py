@@ -52,6 +52,7 @@ def sample(c: SampleConfig) -> list[Row]:
 
 def _sample(c: SampleConfig, folder: Path) -> list[Row]:
     source, out = Path(c.faces), Path(c.out)
+    of_a_clip = is_clip(source) and source.is_file()
     names, problems = find_photos(source)
     if clips := [] if source.is_file() else sorted(path for path in source.iterdir() if is_clip(path)):
         told = f"clips are named one by one: --faces {clips[0]}"
@@ -69,7 +70,7 @@ def _sample(c: SampleConfig, folder: Path) -> list[Row]:
     todo = [name for name in names if not journal.finished(name, targets[name])]
     if len(todo) < len(names):
         print(f"{len(names) - len(todo)} of {len(names)} photos were done before")
-    if is_clip(source) and source.is_file():
+    if of_a_clip:
         for name in todo:
             journal.add({name: mask_clip(sampler, name, targets[name])})
     else:
@@ -77,7 +78,7 @@ def _sample(c: SampleConfig, folder: Path) -> list[Row]:
 
     # Table and pictures of all photos
     rows = [row for name in names for row in journal.entries[name]["rows"]] + problems
-    write_table(out / TABLE, rows, sampler, of_a_clip=is_clip(source) and source.is_file())
+    write_table(out / TABLE, rows, sampler, of_a_clip)
     write_overview(out / OVERVIEW, rows, sampler)
     if c.show:
         write_gallery(out / GALLERY, rows, sampler)

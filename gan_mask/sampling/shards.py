@@ -9,7 +9,6 @@ photos and options alone.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import tarfile
@@ -51,7 +50,7 @@ def sample_shards(c: SampleConfig) -> None:
     sampler = load(replace(c, device="cpu") if c.engine == "ray" else c)  # the device is the workers'
     inputs = settings(c, sampler) | {
         "code": run_record.CODE["shards of masked photos"], "shards": c.shards, "batch_size": c.batch_size,
-        "faces": source.name, "photos_sha256": _names(photos), "contents_sha256": source.sizes(photos),
+        "faces": source.name, "photos_sha256": source.names(photos), "contents_sha256": source.sizes(photos),
     }  # fmt: skip
     with run_record.claimed(out / INPUTS, inputs, "choose another --out, or delete it"):
         paths = [shard_path(out, number) for number in range(math.ceil(len(photos) / c.shards))]
@@ -66,13 +65,6 @@ def sample_shards(c: SampleConfig) -> None:
 
 def shard_path(out: Path, number: int) -> Path:
     return out / f"masked-{number:07d}.tar"
-
-
-def _names(photos: Sequence[Photo]) -> str:
-    digest = hashlib.sha256()
-    for photo in photos:
-        digest.update(photo.path.encode("utf-8", "surrogateescape") + b"\n")
-    return digest.hexdigest()
 
 
 class Worker:
