@@ -125,6 +125,11 @@ def test_fine_tuning_begins_with_the_checkpoint(fakes, prepared, tmp_path, capsy
     start.rename(tmp_path / "first")
     arguments = ["--data", str(prepared), "--out", str(tmp_path / "x"), *TINY, "--start", str(tmp_path / "first")]
     assert "--kernel 5, not 3" in error(capsys, *arguments, "--kernel", "3")
+    within = ("--start", str(tmp_path / "first"), "--shape_bound", "0.04", "--learning_rate", "1e-9")
+    run(prepared, tmp_path / "narrower", "--steps", "1", *within)
+    narrower = load_generator(tmp_path / "narrower")
+    assert narrower.config.shape_bound == 0.04
+    assert all(torch.allclose(value, first[key], atol=1e-6) for key, value in narrower.state_dict().items())
     for other in ({"noise": 8}, {"texture_height": 36}):
         Generator(GeneratorConfig(widths=(8, 16), **other)).save_pretrained(tmp_path / "other")
         name, value = (*other.items(),)[0]

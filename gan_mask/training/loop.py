@@ -30,7 +30,7 @@ from gan_mask.data import PreparedSet
 from gan_mask.data.shards import ShardSet, open_faces
 from gan_mask.errors import GanMaskError
 from gan_mask.generator import Generator, load_generator
-from gan_mask.networks import OWN, GeneratorConfig
+from gan_mask.networks import FACE_HEADS, OWN, GeneratorConfig
 from gan_mask.pretrained import contract
 from gan_mask.pretrained.protocol import fingerprint
 from gan_mask.training.camera import Photographed
@@ -56,7 +56,10 @@ ENGINES = ("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONF
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 # What a generator may be fine-tuned to: its networks stay as they are.
-FREE = {"placement", "softness", "size", "margin", "default_template", "trained_against", "trained_against_weights"}
+FREE = {
+    "placement", "softness", "size", "margin", "default_template", "trained_against", "trained_against_weights",
+    *(f"{head}_bound" for head in (*FACE_HEADS, "residual")),
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
