@@ -40,6 +40,7 @@ SEAM_NEIGHBOURS = 3  # places along the seam that are averaged
 # coincide on a closed mouth.
 MASK_LANDMARKS = (*range(1, 16), *range(28, 36), *range(48, 60))
 BOUNDARY = tuple(range(16))  # into MASK_LANDMARKS: jaw, then the nose bridge; a convex polygon
+LIPS = slice(23, 35)  # of MASK_LANDMARKS
 
 # scipy.spatial.Delaunay of CANONICAL in ascending order, as the tests make it. A constant: training needs no SciPy, and
 # what a checkpoint means must not change with a library.
@@ -196,6 +197,11 @@ def seam_opacity(like: Tensor) -> Tensor:
     return _seam(like.shape[2], like.shape[3], like.dtype, like.device)[2]
 
 
+def lips(like: Tensor) -> Tensor:
+    """(h, w): 1 where textures (..., h, w) have the mouth or, as landmarks are not exact, a narrow strip beside it."""
+    return _lips(*like.shape[-2:], like.dtype, like.device)
+
+
 def put_on(
     face: Tensor,
     landmarks: Tensor,
@@ -324,6 +330,11 @@ def _barycentric(texel: Tensor, corners: Tensor) -> Tensor:
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+@lru_cache(maxsize=8)
+def _lips(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return (_texels(height, width)[:, LIPS].sum(1) > 0.85).view(height, width).to(device, dtype)
 
 
 def _texel_centres(height: int, width: int) -> Tensor:

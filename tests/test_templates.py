@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, embedded_photo
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, grey_dilation
 
 from gan_mask import likeness, masking, templates
 from gan_mask.errors import GanMaskError
@@ -133,6 +133,19 @@ def test_adapted_templates_have_the_wearers_colours_and_another_form() -> None:
     before, wearer = (masking.structure(likeness.luminance(x)).flatten(1) for x in (foreign, own))
     assert (torch.cosine_similarity(form, before) > 0.97).all()
     assert (torch.cosine_similarity(form, wearer) < 0.9).all()
+
+
+def test_red_lips_do_not_make_the_skin_beside_them_green() -> None:
+    """The redder the lips of a template, the greener was what a blur left of the skin around them."""
+    mouth = masking.lips(torch.zeros(72, 96))
+    skin = torch.tensor([0.8, 0.6, 0.5]).view(1, 3, 1, 1).expand(1, 3, 72, 96)
+    redder = torch.tensor([0.2, -0.1, -0.1]).view(1, 3, 1, 1) * mouth
+    adapted = likeness.adapt(skin.roll(1, 1) + redder, skin + 0.25 * redder)
+    beside = torch.from_numpy(grey_dilation(mouth.numpy(), 9) - grey_dilation(mouth.numpy(), 3)).bool()
+    colour, wearers = ((x - likeness.luminance(x))[0, :, beside] for x in (adapted, skin))
+    assert (colour - wearers).abs().max() < 0.004
+    lips = adapted[0, :, 40, 48] - likeness.luminance(adapted)[0, :, 40, 48]
+    assert lips[0] - wearers[0, 0] > 0.02
 
 
 def test_adapted_templates_have_the_wearers_contrast_in_detail_of_each_size() -> None:
