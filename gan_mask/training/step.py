@@ -141,7 +141,7 @@ def mask(batch: Batch, net: nn.Module, c: TrainConfig) -> Masked:
         template = likeness.adapt(template, own)
     texture, raw = net(own, template, draws.normal(GENERATOR_NOISE))
     worn_at = augment.jitter_landmarks(known, draws.on("cpu"), c.eot)
-    pixels = masking.place(worn_at, *faces.shape[2:], faces.device)
+    pixels = masking.place(worn_at, faces.shape[2], faces.shape[3], faces.device)
     worn_at = worn_at.to(faces.device, non_blocking=True)
     dm, masked = (
         masking.put_on(faces, worn_at, paint, c.placement, c.softness, pixels) for paint in (template, texture)
