@@ -243,7 +243,7 @@ class Training:
         """What training does between loading and the optimisers, without R1."""
         image, points = (self.image, self.points) if image is None or points is None else (image, points)
         draws = augment.Draws(0, 0, range(len(image)), len(image), self.device)
-        batch = Batch(image, points, self.bank, self.references, draws)
+        batch = Batch(image, points, points.cpu(), self.bank, self.references, draws)
         masked = mask(batch, self.net, self.c)
         terms = discriminator_terms(batch, masked, self.discriminator, self.c, r1=False)
         torch.stack([term.mean() for term in terms.values()]).sum().backward()

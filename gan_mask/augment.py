@@ -6,6 +6,7 @@ process with batch 2B and on two with batch B, and resuming needs no saved rando
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gan_mask.constants import constant
+
 
 class Draws:
-    """Random numbers for the given `rows` of `total`; the order of calls matters."""
+    """Random numbers for the given `rows` of `total`; the order of calls matters. No call waits for a GPU."""
 
     def __init__(self, seed: int, step: int, rows: Sequence[int], total: int, device: torch.device | str) -> None:
         self._generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
@@ -25,14 +28,23 @@ class Draws:
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(batch, *shape) in [low, high)."""
         values = torch.rand(self._total, *shape, generator=self._generator)[self._rows]
-        return (values * (high - low) + low).to(self._device)
+        return self._placed(values * (high - low) + low)
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(self._total, *shape, generator=self._generator)[self._rows].to(self._device)
+        return self._placed(torch.randn(self._total, *shape, generator=self._generator)[self._rows])
 
-    def integers(self, high: int, device: torch.device | str | None = None) -> Tensor:
-        """(batch,) in 0 .. high - 1. device: where they are wanted, if elsewhere, so that nobody waits for a GPU."""
-        return torch.randint(high, (self._total,), generator=self._generator)[self._rows].to(device or self._device)
+    def integers(self, high: int) -> Tensor:
+        """(batch,) in 0 .. high - 1."""
+        return self._placed(torch.randint(high, (self._total,), generator=self._generator)[self._rows])
+
+    def on(self, device: torch.device | str) -> Draws:
+        """The same numbers in the same order, but on another device: each is drawn once, from this or from that."""
+        there = copy.copy(self)
+        there._device = device
+        return there
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return values.to(self._device, non_blocking=True)
 
 
 def jitter_landmarks(landmarks: Tensor, draws: Draws, strength: float) -> Tensor:
@@ -69,8 +81,8 @@ def shift_image(images: Tensor, draws: Draws, strength: float) -> Tensor:
 def enlarge(images: Tensor, centres: Tensor, factor: float) -> Tensor:
     """The part of images (B, C, H, W) around centres (B, 2) px that fills them when enlarged; edges repeated."""
     size = images.shape[2:]
-    middle = (2 * centres + 1) / centres.new_tensor([size[1], size[0]]) - 1
-    matrix = (torch.eye(2).to(middle) / factor).expand(len(images), 2, 2)
+    middle = (2 * centres + 1) / constant([size[1], size[0]], centres) - 1
+    matrix = (torch.eye(2, dtype=middle.dtype, device=middle.device) / factor).expand(len(images), 2, 2)
     with torch.autocast(images.device.type, enabled=False):
         grid = F.affine_grid(torch.cat([matrix, middle[..., None]], 2).float(), list(images.shape), align_corners=False)
         return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
@@ -100,11 +112,11 @@ def _compressed(images: Tensor, draws: Draws, low: float, high: float) -> Tensor
     step = draws.uniform(1, 1, 1, 1, low=low, high=high)
     height, width = images.shape[2:]
     padded = F.pad(images, [0, -width % 8, 0, -height % 8], mode="replicate")
-    dct = _dct(8).to(images)
+    dct = constant(_dct(8), images)
     basis = torch.kron(dct, dct)  # (64, 64): both directions in one product
     rows, columns = padded.shape[2] // 8, padded.shape[3] // 8
     blocks = padded.unflatten(3, (columns, 8)).unflatten(2, (rows, 8)).transpose(3, 4)  # (B, C, rows, columns, 8, 8)
-    frequency = torch.arange(8).to(images)
+    frequency = torch.arange(8, dtype=images.dtype, device=images.device)
     table = step * (0.25 + 0.25 * (frequency[:, None] + frequency)).flatten()
     coefficients = (blocks.flatten(4) @ basis.T).div_(table).round_().mul_(table)
     blocks = (coefficients @ basis).unflatten(4, (8, 8))

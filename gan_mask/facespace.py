@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_mask import likeness, masking
+from gan_mask.constants import constant
 from gan_mask.files import read_safetensors
 
 BASIS = Path(__file__).parent / "assets" / "lower_faces.safetensors"  # data_prep/make_basis.py
@@ -114,10 +115,12 @@ def roughness(face: Face, bounds: Bounds) -> Tensor:
 def displaced(texture: Tensor, by: Tensor) -> Tensor:
     """texture (B, C, h, w) seen at each texel's place plus `by` (B, 2, h, w), x and y as fractions of its width."""
     height, width = texture.shape[2:]
-    y = (torch.arange(height).to(texture) * 2 + 1) / height - 1
-    x = (torch.arange(width).to(texture) * 2 + 1) / width - 1
+    y, x = (
+        (torch.arange(length, dtype=texture.dtype, device=texture.device) * 2 + 1) / length - 1
+        for length in (height, width)
+    )
     place = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    moved = place + 2 * by.permute(0, 2, 3, 1) * by.new_tensor([1, width / height])
+    moved = place + 2 * by.permute(0, 2, 3, 1) * constant([1, width / height], by)
     return F.grid_sample(texture, moved, padding_mode="border", align_corners=False)
 
 

@@ -83,8 +83,11 @@ def transform(points: Tensor, matrix: Tensor) -> Tensor:
 
 
 def invert(matrix: Tensor) -> Tensor:
-    """Inverse of affine matrices (..., 2, 3)."""
-    linear = torch.linalg.inv(matrix[..., :2])
+    """Inverse of affine matrices (..., 2, 3). Where there is none: an error on the CPU, elsewhere no finite numbers.
+
+    An error would have to be waited for.
+    """
+    linear = torch.linalg.inv_ex(matrix[..., :2], check_errors=matrix.device.type == "cpu").inverse
     return torch.cat([linear, -(linear @ matrix[..., 2:])], -1)
 
 

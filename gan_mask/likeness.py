@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gan_mask import masking
+from gan_mask.constants import constant
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 COLOUR_BLUR = 4.0  # texels of 72 rows: colour coarser than this is the wearer's
@@ -98,7 +99,7 @@ def costs(wearers: Profile, templates: Profile) -> Tensor:
     The sum of squared differences of pose, expression, skin colour and, of the luminance that the mask would change,
     after the template's contrast is adapted to the wearer's.
     """
-    spreads = wearers.geometry.new_tensor(list(GEOMETRY.values()))
+    spreads = constant(list(GEOMETRY.values()), wearers.geometry)
     pose = (wearers.geometry[:, None] - templates.geometry) / spreads
     skin = (wearers.skin[:, None] - templates.skin) / SKIN
     alike = wearers.form @ templates.form.T
@@ -121,7 +122,7 @@ def geometry(landmarks: Tensor) -> Tensor:
     down = torch.stack([-across[:, 1], across[:, 0]], 1)
 
     def height(*points: int) -> Tensor:
-        place = landmarks[:, list(points)].mean(1) - (left + right) / 2
+        place = torch.stack([landmarks[:, point] for point in points], 1).mean(1) - (left + right) / 2
         return (place * down).sum(1) / between
 
     def distance(a: int, b: int) -> Tensor:
@@ -146,25 +147,25 @@ def skin_colour(textures: Tensor) -> Tensor:
 
 def luminance(images: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 1, H, W)."""
-    return (images * images.new_tensor(LUMINANCE).view(3, 1, 1)).sum(1, keepdim=True)
+    return (images * constant(LUMINANCE, images).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (B, C, H, W), mirrored at the edges; sigma in pixels."""
     reach = max(1, min(round(3 * sigma), min(images.shape[2:]) - 1))
-    down, across = (_blur(length, sigma, reach).to(images) for length in images.shape[2:])
+    down, across = (_blur(length, sigma, reach, images.dtype, images.device) for length in images.shape[2:])
     return down @ images @ across.T
 
 
 @lru_cache(maxsize=32)
-def _blur(length: int, sigma: float, reach: int) -> Tensor:
+def _blur(length: int, sigma: float, reach: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The same along one axis, weights (length, length): a product of small matrices is faster than a convolution."""
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     places = torch.arange(length)[:, None] + offsets.long()
     places = (length - 1) - ((length - 1) - places.abs()).abs()  # mirrored, without the edge itself twice
     matrix = torch.zeros(length, length, dtype=torch.float64)
-    return matrix.scatter_add_(1, places, (weights / weights.sum()).expand(length, -1))
+    return matrix.scatter_add_(1, places, (weights / weights.sum()).expand(length, -1)).to(device, dtype)
 
 
 def _spread(x: Tensor) -> Tensor:

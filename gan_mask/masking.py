@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_mask import cloning, raster
+from gan_mask.constants import constant
 from gan_mask.errors import GanMaskError
 from gan_mask.landmarks import MEAN_FACE
 
@@ -38,7 +39,8 @@ SEAM_NEIGHBOURS = 3  # places along the seam that are averaged
 
 # Jaw from ear to ear, nose from its bridge down, outer lips. The inner lips are left out: they
 # coincide on a closed mouth.
-MASK_LANDMARKS = (*range(1, 16), *range(28, 36), *range(48, 60))
+MASK_PARTS = (range(1, 16), range(28, 36), range(48, 60))
+MASK_LANDMARKS = tuple(index for part in MASK_PARTS for index in part)
 BOUNDARY = tuple(range(16))  # into MASK_LANDMARKS: jaw, then the nose bridge; a convex polygon
 LIPS = slice(23, 35)  # of MASK_LANDMARKS
 
@@ -100,22 +102,25 @@ def unwrap(image: Tensor, landmarks: Tensor, texture_size: tuple[int, int] = TEX
     with torch.autocast(image.device.type, enabled=False):
         image = _full_precision(image)
         # One product of matrices for the whole batch; in double precision, which no TF32 setting touches.
-        points = _normalised(_mask_points(landmarks).double(), *image.shape[2:]).transpose(1, 2)  # (B, 2, 35)
-        grid = (points.flatten(0, 1) @ _texels(*texture_size).to(points).T).view(len(image), 2, *texture_size)
+        points = _normalised(mask_points(landmarks).double(), *image.shape[2:]).transpose(1, 2)  # (B, 2, 35)
+        grid = (points.flatten(0, 1) @ _texels(*texture_size, points.device).T).view(len(image), 2, *texture_size)
         return _sample(image, grid.permute(0, 2, 3, 1).to(image.dtype))
 
 
-def place(landmarks: Tensor, height: int, width: int) -> Placement:
+def place(landmarks: Tensor, height: int, width: int, device: torch.device | None = None) -> Placement:
     """Find the pixels under each mask, once; `wear` and `region` take the result in place of landmarks.
 
     landmarks (B, 68, 2) px. Degenerate triangles (profile faces, coinciding landmarks) cover nothing;
     where folded triangles overlap, the first in TRIANGLES wins.
+    device: where the placement is wanted, if not where the landmarks are. Its size is asked of the landmarks' device:
+    of landmarks on the CPU nobody waits for a GPU.
     """
     with torch.autocast(landmarks.device.type, enabled=False):
-        points = _mask_points(_full_precision(landmarks))
+        points = mask_points(_full_precision(landmarks))
         top, left, bottom, right = box = _bounds(points, height, width)
+        number = raster.first_triangle(points, TRIANGLES, box, device)
+        points = points.to(number.device, non_blocking=True)
         maps = _texture_maps(points)  # (3, B, T + 1, 2)
-        number = raster.first_triangle(points, TRIANGLES, box)
         number += (maps.shape[2] * torch.arange(len(points), device=points.device))[:, None, None]
         pairs = torch.view_as_complex(maps).flatten(1)  # looked up as u + iv: twice as fast as pairs
         m_x, m_y, shift = (part.index_select(0, number.flatten()).view_as(number) for part in pairs)
@@ -260,13 +265,16 @@ def _full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _mask_points(landmarks: Tensor) -> Tensor:
-    return landmarks[:, list(MASK_LANDMARKS)]
+def mask_points(landmarks: Tensor) -> Tensor:
+    """The MASK_LANDMARKS (B, 35, 2) of landmarks (B, 68, 2)."""
+    return torch.cat(
+        [landmarks[:, part.start : part.stop] for part in MASK_PARTS], 1
+    )  # a list of numbers is waited for
 
 
 def _normalised(position: Tensor, height: int, width: int) -> Tensor:
     """Pixel-centre coordinates to grid_sample's (align_corners=False)."""
-    return (2 * position + 1) / position.new_tensor([width, height]) - 1
+    return (2 * position + 1) / constant([width, height], position) - 1
 
 
 def _sample(image: Tensor, grid: Tensor) -> Tensor:
@@ -283,7 +291,7 @@ def _box(image: Tensor, placement: Placement) -> Tensor:
 def _opacity(grid: Tensor, softness: float) -> Tensor:
     """Of the mask at texture coordinates: (B, h, w, 2) -> (B, 1, h, w) in [0, 1]."""
     if softness:
-        return _sample(_fade(softness).to(grid).expand(len(grid), -1, -1, -1), grid)
+        return _sample(_fade(softness, grid.dtype, grid.device).expand(len(grid), -1, -1, -1), grid)
     return (grid[None, ..., 0] > NOWHERE).to(grid).transpose(0, 1)
 
 
@@ -306,16 +314,16 @@ def _texture_maps(points: Tensor) -> Tensor:
 
     In grid_sample's coordinates, differentiable in points; after those of the triangles the map to NOWHERE.
     """
-    triangles = TRIANGLES.to(points.device)
+    triangles = TRIANGLES.to(points.device, non_blocking=True)
     corners = points.double()[:, triangles].permute(3, 2, 0, 1)  # (2, 3, B, T)
     area = raster.twice_area(corners)
     area = torch.where(raster.solid(area), area, 1.0)[..., None]
     (ax, bx, cx), (ay, by, cy) = corners[..., None]
-    a, b, c = (2 * CANONICAL.to(corners) - 1)[triangles].unbind(1)  # (T, 2)
+    a, b, c = (2 * constant(CANONICAL, corners) - 1)[triangles].unbind(1)  # (T, 2)
     m_x = ((b - a) * (cy - ay) - (c - a) * (by - ay)) / area
     m_y = ((c - a) * (bx - ax) - (b - a) * (cx - ax)) / area
     maps = torch.stack([m_x, m_y, a - m_x * ax - m_y * ay])
-    nowhere = maps.new_tensor([0.0, 0.0, NOWHERE]).view(3, 1, 1, 1).expand(-1, len(points), -1, 2)
+    nowhere = constant([0.0, 0.0, NOWHERE], maps).view(3, 1, 1, 1).expand(-1, len(points), -1, 2)
     return torch.cat([maps, nowhere], 2).to(points.dtype)
 
 
@@ -361,25 +369,29 @@ def _inside(texel: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _texels(height: int, width: int) -> Tensor:
-    """How each texel's place is a mean of the landmarks: weights (h*w, 35), three of them above 0 in each row."""
+def _texels(height: int, width: int, device: torch.device) -> Tensor:
+    """How each texel's place is a mean of the landmarks: weights (h*w, 35), three of them above 0 in each row.
+
+    In double precision.
+    """
     texel = _texel_centres(height, width)
     texel = torch.where(_inside(texel)[:, None], texel, _nearest_on_boundary(texel)[0])
     weights = _barycentric(texel, CANONICAL[TRIANGLES])  # (T, h*w, 3)
     triangle = weights.amin(-1).argmax(0)
     weights = weights[triangle, torch.arange(len(texel))].clamp_min(0)
-    return torch.zeros(len(texel), len(CANONICAL)).scatter(1, TRIANGLES[triangle], F.normalize(weights, p=1, dim=1))
+    weights = torch.zeros(len(texel), len(CANONICAL)).scatter(1, TRIANGLES[triangle], F.normalize(weights, p=1, dim=1))
+    return weights.to(device, torch.float64)
 
 
 @lru_cache(maxsize=8)
-def _fade(softness: float) -> Tensor:
+def _fade(softness: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Opacity in canonical space, (1, 1, 2h, 2w): 0 at the polygon's edge, 1 from `softness` mask widths inwards."""
     if not 0 < softness < 0.5:
         raise GanMaskError(f"softness {softness} is outside (0, 0.5): it is a fraction of the mask's width")
     height, width = 2 * TEXTURE[0], 2 * TEXTURE[1]
     texel = _texel_centres(height, width)
     depth = _nearest_on_boundary(texel)[1] * _inside(texel)
-    return (depth / softness).clamp(0, 1).view(1, 1, height, width)
+    return (depth / softness).clamp(0, 1).view(1, 1, height, width).to(device, dtype)
 
 
 @lru_cache(maxsize=8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,18 +23,21 @@ def solid(area: Tensor) -> Tensor:
     return area.abs() > SLIVER
 
 
-def first_triangle(points: Tensor, triangles: Tensor, box: Box) -> Tensor:
+def first_triangle(points: Tensor, triangles: Tensor, box: Box, device: torch.device | None = None) -> Tensor:
     """(B, P, 2) px, (T, 3) into the points -> (B, h, w) int64: the first triangle that covers a pixel of `box`, or T.
 
     A pixel is covered if its centre lies inside or on an edge; T is 51 at most. Not differentiable, nor need it be.
+    device: where the result is wanted, if not where the points are. How many rows the triangles have is asked of the
+    device of the points: on the CPU nobody waits for a GPU.
 
     Each row of a triangle covers a span of pixels. A triangle is one bit: added where its span begins and subtracted
     behind its end, a running sum along the row says which triangles cover a pixel, and its highest bit which is first.
     """
     top, left, bottom, right = box
     count, height, width = len(triangles), bottom - top, right - left + 1  # one column more, where the last spans end
-    corners = points.detach()[:, triangles.to(points.device)].flatten(0, 1).permute(2, 1, 0)  # (2, 3, B*T)
-    owner, row, begin, end = _spans(corners, box)
+    triangles = triangles.to(points.device, non_blocking=True)
+    corners = points.detach()[:, triangles].flatten(0, 1).permute(2, 1, 0)  # (2, 3, B*T)
+    owner, row, begin, end = _spans(_rows(corners, box), box, device or points.device)
     face, triangle = owner // count, owner % count
     bit = torch.where(begin < end, 2 << (count - 1 - triangle), 0)
     origin = (face * height + row - top) * width - left
@@ -44,12 +49,17 @@ def first_triangle(points: Tensor, triangles: Tensor, box: Box) -> Tensor:
     return count + 1023 - exponent
 
 
-def _spans(corners: Tensor, box: Box) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rows of triangles (2, 3, N): triangle, row, first column, column behind the last; (R,) each.
+class _Rows(NamedTuple):
+    """Of triangles: their corners, and which rows of pixels they touch."""
 
-    The span is empty where the first column is not before the second.
-    """
-    top, left, bottom, right = box
+    corners: Tensor  # (2, 3, N)
+    reach: Tensor  # (N,) px
+    first: Tensor  # (N,)
+    counts: Tensor  # (N,)
+
+
+def _rows(corners: Tensor, box: Box) -> _Rows:
+    top, _, bottom, _ = box
     along = corners.roll(-1, 1) - corners  # the edges
     area = twice_area(corners)
     # Pixel centres on a shared edge belong to both triangles, so that rounding leaves no hole. Not much for slivers,
@@ -59,7 +69,19 @@ def _spans(corners: Tensor, box: Box) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     low, high = corners[1].amin(0), corners[1].amax(0)
     first = (low - reach).ceil().clamp(top, bottom).long()
     last = (high + reach).floor().clamp(top - 1, bottom - 1).long()
-    owner, row = _ragged(((last - first + 1) * solid(area)).clamp_min(0), first)  # one entry per triangle and row
+    return _Rows(corners, reach, first, ((last - first + 1) * solid(area)).clamp_min(0))
+
+
+def _spans(rows: _Rows, box: Box, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows of N triangles: triangle, row, first column, column behind the last; (R,) each, on `device`.
+
+    The span is empty where the first column is not before the second.
+    """
+    _, left, _, right = box
+    total = int(rows.counts.sum())
+    corners, reach, first, counts = (part.to(device, non_blocking=True) for part in rows)
+    owner, row = _ragged(counts, first, total)  # one entry per triangle and row
+    along = corners.roll(-1, 1) - corners
 
     # Where the row crosses the three edges; the span between is inside.
     level = along[1] == 0
@@ -76,8 +98,8 @@ def _spans(corners: Tensor, box: Box) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return owner, row, begin, end
 
 
-def _ragged(counts: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """counts [2, 0, 3], first [7, 0, 4] -> owners [0, 0, 2, 2, 2], numbers [7, 8, 4, 5, 6]."""
-    owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+def _ragged(counts: Tensor, first: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """counts [2, 0, 3], of which 5 is the total, first [7, 0, 4] -> owners [0, 0, 2, 2, 2], numbers [7, 8, 4, 5, 6]."""
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=total)
     shift = first - counts.cumsum(0) + counts
     return owner, torch.arange(len(owner), device=counts.device) + shift.take(owner)

@@ -130,7 +130,7 @@ def best(faces: Tensor, landmarks: Tensor) -> list[str]:
 def _costs(faces: Tensor, landmarks: Tensor) -> Tensor:
     """Of FACES and MIRRORED, (B, 2 N)."""
     wearers = likeness.profile(masking.unwrap(faces.float(), landmarks), landmarks)
-    costs = likeness.costs(wearers, likeness.Profile(*(part.to(faces.device) for part in _profile())))
+    costs = likeness.costs(wearers, _profile(faces.device))
     wearer = torch.isinf(costs).view(len(costs), 2, -1).any(1)  # then the mirror image is the wearer, too
     return costs.masked_fill(wearer.repeat(1, 2), torch.inf)
 
@@ -171,9 +171,9 @@ def _faces(texture_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return masking.unwrap(faces, points, texture_size), points
 
 
-@lru_cache(maxsize=1)
-def _profile() -> likeness.Profile:
-    return likeness.profile(*_faces(masking.TEXTURE))
+@lru_cache(maxsize=2)
+def _profile(device: torch.device) -> likeness.Profile:
+    return likeness.Profile(*(part.to(device) for part in likeness.profile(*_faces(masking.TEXTURE))))
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from gan_mask.generator import Generator
 from gan_mask.networks import GeneratorConfig
 from gan_mask.photos import wear_on_photo
 from gan_mask.sampling import command, output, photo_writer, sampler
-from gan_mask.sampling.folder import JOURNAL, find_targets
+from gan_mask.sampling.folder import JOURNAL, Journal, Rows, find_targets
 from gan_mask.sampling.masker import Masker, Photo
 
 PEOPLE = (4, 14, 56, 34, 20)
@@ -513,6 +514,21 @@ def test_the_same_command_again_does_only_what_is_missing(run: Run, tmp_path: Pa
     assert (out / "results.csv").read_bytes() != first
     assert run(folder, out, "--method", "plain") == 0  # other options: everything again
     assert {row["template"] for row in table(out)} == {"plain-blue"}
+
+
+def test_memory_keeps_the_place_of_a_finished_photo_and_not_its_rows(tmp_path: Path) -> None:
+    """10,000 photos must need no more than 100."""
+    names = [f"album/photo_{number:06d}.jpg" for number in range(2000)]
+    journal = Journal(tmp_path, tmp_path, {})
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number, name in enumerate(names):
+        measured = {f"similarity_{k}": number / 7 + k for k in range(8)}
+        journal.add({name: [{"photo": name, "status": "ok", "box": f"{number} 2 3 4", **measured}]})
+    per_photo = (tracemalloc.get_traced_memory()[0] - before) / len(names)
+    tracemalloc.stop()
+    assert per_photo < 200, f"{per_photo:.0f} bytes"
+    assert [row["similarity_1"] for row in Rows(journal, names, [])] == [number / 7 + 1 for number in range(2000)]
 
 
 def test_another_network_under_the_same_name_is_noticed(

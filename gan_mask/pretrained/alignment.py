@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_mask import landmarks as lm
+from gan_mask.constants import constant
 
 # ArcFace's template: eyes, nose tip and mouth corners in a chip of 112 x 112.
 ARCFACE = torch.tensor(
@@ -26,7 +27,7 @@ def chips(faces: Tensor, landmarks: Tensor, template: Tensor, height: int, width
     k follows from the sizes alone: a face's chip never depends on the other faces of its batch.
     """
     with torch.autocast(faces.device.type, enabled=False):
-        to_chip = lm.fit_similarity(lm.points5(landmarks.float()), template.to(faces.device, torch.float32))
+        to_chip = lm.fit_similarity(lm.points5(landmarks.float()), constant(template, landmarks.float()))
         shrink = min(faces.shape[-2] / height, faces.shape[-1] / width)
         k = min(max(1, round(0.75 * shrink)), FINEST)
         samples = sample(faces.float(), lm.invert(to_chip), height, width, k)
@@ -42,6 +43,6 @@ def sample(image: Tensor, to_image: Tensor, height: int, width: int, k: int = 1)
     y = (torch.arange(height * k, device=image.device, dtype=torch.float32) + 0.5) / k - 0.5
     chip = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # (h, w, 2)
     points = lm.transform(chip.reshape(1, -1, 2), to_image).reshape(-1, *chip.shape)  # (B, h, w, 2) pixels of image
-    extent = points.new_tensor([image.shape[-1], image.shape[-2]])
+    extent = constant([image.shape[-1], image.shape[-2]], points)
     grid = (points + 0.5) * 2 / extent - 1
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from gan_mask.sampling.folder import (
     OVERVIEW,
     TABLE,
     Journal,
+    Rows,
     Targets,
     check_folders,
     find_photos,
@@ -39,6 +40,11 @@ def sample(c: SampleConfig) -> list[Row]:
 
     GanMaskError for wrong options; photos that cannot be read or written are rows that say so.
     """
+    return list(run(c))
+
+
+def run(c: SampleConfig) -> Iterable[Row]:
+    """`sample`, but the rows stay in OUT's journal and are read when they are asked for."""
     values.check(c)
     if c.shards:
         sample_shards(c)
@@ -50,7 +56,7 @@ def sample(c: SampleConfig) -> list[Row]:
         return _sample(c, folder)
 
 
-def _sample(c: SampleConfig, folder: Path) -> list[Row]:
+def _sample(c: SampleConfig, folder: Path) -> Rows:
     source, out = Path(c.faces), Path(c.out)
     of_a_clip = is_clip(source) and source.is_file()
     names, problems = find_photos(source)
@@ -77,7 +83,7 @@ def _sample(c: SampleConfig, folder: Path) -> list[Row]:
         mask_photos(sampler, todo, targets, journal)
 
     # Table and pictures of all photos
-    rows = [row for name in names for row in journal.entries[name]["rows"]] + problems
+    rows = Rows(journal, names, problems)
     write_table(out / TABLE, rows, sampler, of_a_clip)
     write_overview(out / OVERVIEW, rows, sampler)
     if c.show:
@@ -108,4 +114,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     c = parse_with_attack(SampleConfig, argv, "sample.py", sampling.__doc__)
     forget_old_shapes()
     with cli.ending():
-        sample(c)
+        run(c)

@@ -6,7 +6,8 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -121,47 +122,70 @@ def _is_ours(path: Path) -> bool:
 
 
 class Journal:
-    """Finished photos in OUT, so that an interrupted run can resume. One JSON line each; the first is the settings."""
+    """Finished photos in OUT, so that an interrupted run can resume. One JSON line each; the first is the settings.
+
+    Lines stay in the file: of a finished photo, memory holds where its line begins.
+    """
 
     def __init__(self, folder: Path, source: Path, settings: dict[str, Any]) -> None:
         self.path, self.folder, self.source = folder / JOURNAL, folder, source
-        self.entries: dict[str, dict[str, Any]] = {}
-        lines = self._read()
-        before = lines[0] if lines and isinstance(lines[0], dict) else {}
-        if changed := run_record.differences(before, settings):
-            if len(lines) > 1:
+        self._places: dict[str, int] = {}
+        first, *lines = self._read() or [b"{}"]
+        before = json.loads(first)
+        if changed := run_record.differences(before if isinstance(before, dict) else {}, settings):
+            if lines:
                 print(f"{folder}: all photos are masked again, because of {'; '.join(changed.values())}")
-        else:
-            self.entries = {line["photo"]: line for line in lines[1:]}
-        with files.replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(line) + "\n" for line in (settings, *self.entries.values()))
+            lines = []
+        kept = {json.loads(line)["photo"]: line for line in lines}
+        with files.replacing(self.path) as temporary, open(temporary, "wb") as f:
+            f.write(_line(settings))
+            for name, line in kept.items():
+                self._places[name] = f.tell()
+                f.write(line)
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[bytes]:
         lines = []
         if self.path.is_file():
             for line in self.path.read_bytes().splitlines():
                 try:
-                    lines.append(json.loads(line))
+                    json.loads(line)
                 except ValueError:  # the last line of a run that was killed
                     break
+                lines.append(line + b"\n")
         return lines
 
     def finished(self, name: str, targets: Targets) -> bool:
         """Whether `name` is done, unchanged since, and its masked copy still there, at one of `targets`."""
-        entry = self.entries.get(name)
-        if entry is None or entry["version"] != self._version(name):
+        if name not in self._places:
+            return False
+        entry = self._entry(name)
+        if entry["version"] != self._version(name):
             return False
         if any(row["status"] == "not written" for row in entry["rows"]):
             return False
         written = {row["written"] for row in entry["rows"] if "written" in row}
         return written <= set(targets) and all((self.folder / name).is_file() for name in written)
 
+    def rows(self, name: str) -> list[Row]:
+        """The rows of a finished photo."""
+        found: list[Row] = self._entry(name)["rows"]
+        return found
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        with open(self.path, "rb") as f:
+            f.seek(self._places[name])
+            entry: dict[str, Any] = json.loads(f.readline())
+        return entry
+
     def add(self, rows: dict[str, list[Row]]) -> None:
-        for name, found in rows.items():
-            self.entries[name] = {"photo": name, "version": self._version(name), "rows": found}
+        lines = [_line({"photo": name, "version": self._version(name), "rows": found}) for name, found in rows.items()]
         # A batch in one write: a killed run then resumes with the batches, and so the bits, of an uninterrupted one.
         with open(self.path, "ab") as f:
-            f.write("".join(json.dumps(self.entries[name]) + "\n" for name in rows).encode())
+            place = f.tell()
+            f.write(b"".join(lines))
+        for name, line in zip(rows, lines, strict=True):
+            self._places[name] = place
+            place += len(line)
 
     def _version(self, name: str) -> list[int] | None:
         try:
@@ -169,3 +193,21 @@ class Journal:
         except OSError:
             return None
         return [status.st_size, status.st_mtime_ns]
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return f"{json.dumps(entry)}\n".encode()
+
+
+@dataclass
+class Rows:
+    """All rows of the table, from the journal, those of one photo in memory at a time; as often as wanted."""
+
+    journal: Journal
+    names: Sequence[str]  # of finished photos
+    problems: Sequence[Row]
+
+    def __iter__(self) -> Iterator[Row]:
+        for name in self.names:
+            yield from self.journal.rows(name)
+        yield from self.problems

@@ -44,7 +44,7 @@ def write_table(path: Path, rows: Iterable[Row], sampler: Sampler, of_a_clip: bo
             writer.writerows(rows)
 
 
-def write_overview(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
+def write_overview(path: Path, rows: Iterable[Row], sampler: Sampler) -> None:
     """A picture of unmasked and masked faces, those first where something went wrong."""
     pairs, title = _pairs(rows, sampler, PAIRS)
     if pairs:
@@ -53,7 +53,7 @@ def write_overview(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
         path.unlink(missing_ok=True)  # of an earlier run
 
 
-def write_gallery(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
+def write_gallery(path: Path, rows: Iterable[Row], sampler: Sampler) -> None:
     """A page with a slider between each unmasked and masked face, those first where something went wrong."""
     from gan_mask.sampling import gallery  # needs jinja2
 
@@ -62,11 +62,13 @@ def write_gallery(path: Path, rows: Sequence[Row], sampler: Sampler) -> None:
     print(f"gallery: {path}")
 
 
-def _pairs(rows: Sequence[Row], sampler: Sampler, most: int) -> tuple[list[contact_sheet.Pair], str]:
+def _pairs(rows: Iterable[Row], sampler: Sampler, most: int) -> tuple[list[contact_sheet.Pair], str]:
     """At most so many faces, evenly chosen from the table and then sorted, and what they are."""
-    masked = [row for row in rows if row["status"] == "ok"]
-    chosen = [masked[i] for i in np.linspace(0, len(masked) - 1, min(most, len(masked))).astype(int)]
-    title = f"{len(chosen)} of {len(masked)} faces, method {sampler.method_name}"
+    count = sum(row["status"] == "ok" for row in rows)
+    evenly = set(np.linspace(0, count - 1, min(most, count)).astype(int).tolist())
+    masked = (row for row in rows if row["status"] == "ok")
+    chosen = [row for number, row in enumerate(masked) if number in evenly]
+    title = f"{len(chosen)} of {count} faces, method {sampler.method_name}"
     look = lru_cache(maxsize=2)(picture_of)  # a photo before and after, for all of its faces
     pairs = [(severity(row), _pair(row, sampler, look)) for row in chosen]
     return [pair for _, pair in sorted(pairs, key=lambda item: item[0])], title

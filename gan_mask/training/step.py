@@ -31,6 +31,7 @@ class Batch(NamedTuple):
 
     faces: Tensor  # (B, 3, S, S) in [0, 1], unmasked
     landmarks: Tensor  # (B, 68, 2) px
+    known: Tensor  # the same on the CPU, where what a GPU is given next can be told without waiting for it
     templates: Tensor  # (B, 3, h, w)
     references: Sequence[Tensor]  # per embedder (B, 2, D): the wearer's own and another clean photo's embeddings
     draws: Draws
@@ -99,11 +100,12 @@ class TrainStep:
         first = self.schedule.row(micro)
         draws = Draws(c.seed, step, range(first, first + (size or c.batch_size)), self.schedule.total, device)
         index = items["index"].numpy()[:size]
-        mates = self.schedule.mates(index, draws.integers(2**31 - 1, "cpu").numpy())
-        references = [torch.stack([r[index], r[mates]], 1).to(device) for r in self.references]
+        mates = self.schedule.mates(index, draws.on("cpu").integers(2**31 - 1).numpy())
+        references = [torch.stack([r[index], r[mates]], 1).to(device, non_blocking=True) for r in self.references]
         faces = items["face"][:size].to(device, non_blocking=True)
-        landmarks = items["landmarks"][:size].to(device, non_blocking=True)
-        return Batch(faces, landmarks, self.bank.draw(faces, landmarks, draws), references, draws)
+        known = items["landmarks"][:size]
+        landmarks = known.to(device, non_blocking=True)
+        return Batch(faces, landmarks, known, self.bank.draw(faces, landmarks, draws), references, draws)
 
     def within_memory(self, items: dict[str, Tensor], step: int, micro: int) -> tuple[Masked, Terms]:
         """`gradients`; where the GPU's memory is too small, an error that says what would fit."""
@@ -133,13 +135,14 @@ class TrainStep:
 
 def mask(batch: Batch, net: nn.Module, c: TrainConfig) -> Masked:
     """Generate the textures and wear them, a little displaced (expectation over transformations, Athalye 2018)."""
-    faces, landmarks, template, _, draws = batch
+    faces, landmarks, known, template, _, draws = batch
     own = masking.unwrap(faces, landmarks, (template.shape[2], template.shape[3]))
     if c.placement == "seamless":
         template = likeness.adapt(template, own)
     texture, raw = net(own, template, draws.normal(GENERATOR_NOISE))
-    worn_at = augment.jitter_landmarks(landmarks, draws, c.eot)
-    pixels = masking.place(worn_at, *faces.shape[2:])
+    worn_at = augment.jitter_landmarks(known, draws.on("cpu"), c.eot)
+    pixels = masking.place(worn_at, faces.shape[2], faces.shape[3], faces.device)
+    worn_at = worn_at.to(faces.device, non_blocking=True)
     dm, masked = (
         masking.put_on(faces, worn_at, paint, c.placement, c.softness, pixels) for paint in (template, texture)
     )
@@ -165,7 +168,7 @@ def discriminator_terms(batch: Batch, masked: Masked, discriminator: nn.Module, 
 
 def generator_terms(batch: Batch, masked: Masked, discriminator: nn.Module, s: Surrogates, c: TrainConfig) -> Terms:
     """Realism, evasion of the surrogates, and nearness to the template, each (B,) and weighted."""
-    _, landmarks, _, references, draws = batch
+    _, landmarks, _, _, references, draws = batch
     terms = {"realism": c.realism * losses.g_nonsaturating(discriminator(shown(masked.faces, batch, c)).float())}
     evasion = evasion_terms(masked.faces, landmarks, references, s, draws, c.diversity, c.goal)
     terms |= {name: getattr(c, name) * term for name, term in evasion.items()}
@@ -185,7 +188,7 @@ def shown(images: Tensor, batch: Batch, c: TrainConfig) -> Tensor:
     Of seamless masks the mask and what is around its edge, enlarged: elsewhere real and generated are the same.
     """
     if c.placement == "seamless":
-        points = batch.landmarks[:, list(masking.MASK_LANDMARKS)]
+        points = masking.mask_points(batch.landmarks)
         images = augment.enlarge(images, (points.amin(1) + points.amax(1)) / 2, LOWER_FACE)
     return augment.shift_image(augment.relight(images, batch.draws, c.diversity), batch.draws, c.diversity)
 
