@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from gan_mask import files
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import redetection, verification
-from gan_mask.evaluation.options import EvaluationConfig, cache_of, fars_of
+from gan_mask.evaluation import redetection, shards, verification
+from gan_mask.evaluation.options import EvaluationConfig, cache_of, engine_of, fars_of
 from gan_mask.evaluation.protocol import Probes, choose_others, lfw_pairs
 from gan_mask.pretrained.thresholds import far_thresholds
 
@@ -26,6 +27,9 @@ class Clean:
         self.photos = PreparedSet(c.data, c.threshold_split)  # of the impostors
         self.index = choose_others(self.photos, c.threshold_faces, c.seed)
         self.identities = self.photos.identities[self.index]
+        if engine := engine_of(c):
+            with files.locked(c.out):
+                shards.embed(engine, c, embedders, [(photos, probes.mate), (self.photos, self.index)])
         self.mates, self.others = {}, {}
         for name, embedder in embedders.items():
             self.mates[name] = redetection.embed_clean(name, embedder, photos, probes.mate, cache_of(c), device)
@@ -66,6 +70,8 @@ def lfw_accuracy(c: EvaluationConfig, pairs_file: str, embedders: Mapping[str, A
     photos = PreparedSet(c.data)
     pairs = lfw_pairs(Path(pairs_file), photos)
     index, position = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
+    if engine := engine_of(c):
+        shards.embed(engine, c, embedders, [(photos, index)])
     result = {}
     for name, embedder in embedders.items():
         vectors = redetection.embed_clean(name, embedder, photos, index, cache_of(c), device)[position]
