@@ -244,8 +244,8 @@ def test_options_that_do_not_go_together_are_told(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two nodes on this machine, of one worker each; gone at the end."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two nodes on this machine, of one worker each, in a folder of their own; gone at the end."""
     pytest.importorskip("ray", reason="needs the extra [ray]")
     from ray.cluster_utils import Cluster
 
@@ -254,8 +254,10 @@ def cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}")
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        started = Cluster(initialize_head=True, head_node_args=node)
-        started.add_node(**node)
+        with patch.context() as elsewhere:
+            elsewhere.chdir(tmp_path_factory.mktemp("nodes"))
+            started = Cluster(initialize_head=True, head_node_args=node)
+            started.add_node(**node)
         yield started
         started.shutdown()
 
