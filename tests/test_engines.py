@@ -1,4 +1,5 @@
-"""Shards on all engines: who does what when, and a Ray cluster of two nodes that loses workers, a node and a driver."""
+"""Shards on all engines: who does what when, a Ray cluster of two nodes that loses workers, a node and a driver, and
+what the commands write on each of them."""
 
 from __future__ import annotations
 
@@ -10,15 +11,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import REPOSITORY, embedded_photo
+import torch
+from conftest import CASES, REPOSITORY, embedded_photo
 
-from gan_mask import engines, files
+from gan_mask import EvaluationConfig, attacks, engines, evaluate, files, pretrained
+from gan_mask.data import PreparedSet
 from gan_mask.data.prepare import PrepareConfig, prepare
 from gan_mask.engines import Engine
 from gan_mask.errors import GanMaskError
+from gan_mask.evaluation import clean, redetection, run, shards
+from gan_mask.evaluation.protocol import Pairs
 from gan_mask.sampling.command import sample
 from gan_mask.sampling.options import SampleConfig
 
@@ -137,12 +144,108 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         written(Engine("ray"), tmp_path)
 
 
+# ------------------------------------------------------------------------------------------- the evaluation
+
+EVALUATION = EvaluationConfig(  # with paths that mean something in the folder `desk` alone
+    data="prepared", out="alone", methods=("advnoise-dm", "folder:own=probes"), templates=("mask.webp",),
+    surrogates=("onnx:cases/14_embedder_external.json",), far=0.05, fars=(0.02,), probes=4, changed_probes=1,
+    pairs="pairs.txt", attack=attacks.Options(steps=2),
+)  # fmt: skip
+
+
+def pairs_of_the_set(*_: Any) -> Pairs:
+    """Each person's first photo with the second one, and with one of somebody else."""
+    a, b = np.arange(0, 60, 3), np.arange(1, 60, 3)
+    return Pairs(np.concatenate([a, a]), np.concatenate([b, np.roll(b, 1)]), np.arange(40) < 20, np.arange(40) % 2, 0)
+
+
+@pytest.fixture(scope="module")
+def desk(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory: inputs and, in `alone`, the evaluation by one process. It has units of two probes."""
+    folder, threads = tmp_path_factory.mktemp("desk"), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(run, "UNIT", 2)
+        patch.setattr(shards, "SLICE", redetection.CLEAN_BATCH)
+        patch.setattr(clean, "lfw_pairs", pairs_of_the_set)
+        Path("prepared").symlink_to(prepared)
+        Path("cases").symlink_to(CASES)
+        Path("mask.webp").write_bytes(embedded_photo("id_0003/view_1"))
+        for person in range(17, 21):
+            for view in (1, 2, 3):
+                path = Path("probes", f"id_{person:04d}", f"view_{view}.webp")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(embedded_photo(f"id_{person:04d}/view_{view}"))
+        torch.set_num_threads(1)  # as in a worker: other threads may add in another order
+        evaluate(EVALUATION)
+        yield folder
+        torch.set_num_threads(threads)
+
+
+def found(out: Path) -> dict[str, Any]:
+    """All that an evaluation wrote and keeps, but for times; of arrays, their bytes by name."""
+    content: dict[str, Any] = {}
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        name = path.relative_to(out).as_posix()
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                content[name] = {key: file[key].tobytes() for key in file if key != "extra seconds"}
+        elif name not in ("cost.json", "index.html"):
+            content[name] = path.read_bytes()
+    return content
+
+
+def test_a_pool_goes_on_with_what_one_process_left_and_finds_the_same(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = replace(EVALUATION, out="pool", cache="alone/cache/clean")
+    real, done = run.do, list[Path]()
+
+    def killed(e: run.Experiment, method: str, rows: slice) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        real(e, method, rows)
+        done.append(e.kept(method, rows))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "do", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(c)
+    before = {path: path.stat().st_mtime_ns for path in done}
+    evaluate(replace(c, workers=2))
+    assert {path: path.stat().st_mtime_ns for path in done} == before
+    alone = {name: content for name, content in found(desk / "alone").items() if not name.startswith("cache/clean/")}
+    assert {"cache/own/00000.npz", "cache/own/00002.npz", "robustness.csv"} <= alone.keys()
+    assert found(desk / "pool") == alone
+
+
+def test_slices_of_clean_faces_that_are_there_are_not_embedded_again(desk: Path, tmp_path: Path) -> None:
+    c = replace(EVALUATION, out=str(tmp_path))
+    (name,), photos, index = c.surrogates, PreparedSet("prepared", "train"), np.arange(36)
+    embedders = {name: pretrained.load_embedder(name)}
+    path = redetection.clean_path(name, embedders[name], photos, index, tmp_path / "cache" / "clean")
+    whole = redetection.embed(embedders[name], photos, index, "cpu")
+    redetection.keep(path.with_name(f"{path.stem}.{0:09d}.npy"), np.zeros((32, whole.shape[1]), np.float32))
+    shards.embed(Engine(), c, embedders, [(photos, index)])
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert not np.load(path)[:32].any() and np.array_equal(np.load(path)[32:], whole[32:])
+
+
+def test_options_that_do_not_go_together_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GanMaskError, match=r"workers: expected a whole number from 1 to 1024, got 0"):
+        evaluate(replace(EVALUATION, workers=0))
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(num_processes=2))
+    for options in ({"workers": 2}, {"engine": "ray"}):
+        with pytest.raises(GanMaskError, match=r"leave them out, or start the command without accelerate launch"):
+            evaluate(replace(EVALUATION, **options))  # type: ignore[arg-type]
+
+
 # ------------------------------------------------------------------------------------------- two nodes of Ray
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two nodes on this machine, of one worker each; gone at the end."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two nodes on this machine, of one worker each, in a folder of their own; gone at the end."""
     pytest.importorskip("ray", reason="needs the extra [ray]")
     from ray.cluster_utils import Cluster
 
@@ -151,8 +254,10 @@ def cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}")
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        started = Cluster(initialize_head=True, head_node_args=node)
-        started.add_node(**node)
+        with patch.context() as elsewhere:
+            elsewhere.chdir(tmp_path_factory.mktemp("nodes"))
+            started = Cluster(initialize_head=True, head_node_args=node)
+            started.add_node(**node)
         yield started
         started.shutdown()
 
@@ -218,3 +323,10 @@ def test_the_commands_give_the_same_on_a_cluster(cluster: Any, tmp_path: Path) -
         sample(replace(sampling, out=str(out / "masked"), **options))
         sets.append({str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()})
     assert len([name for name in sets[0] if name.endswith(".tar")]) == 2 and sets[0] == sets[1]
+
+
+def test_the_evaluation_is_the_same_on_a_cluster(cluster: Any, desk: Path) -> None:
+    evaluate(replace(EVALUATION, out="ray", engine="ray", ray_address=cluster.address))
+    alone = found(desk / "alone")
+    assert found(desk / "ray") == alone
+    assert len([name for name in alone if name.startswith("cache/clean/")]) == 3  # mates, impostors, pairs

@@ -440,7 +440,7 @@ def test_the_same_command_again_resumes_and_ends_with_the_same_report(
     out = tmp_path / "report"
     options = ["--data", str(prepared), "--out", str(out), *USUAL]
     options += ["--methods", "plain", "dm", "advnoise-dm", "--steps", "2", "--changed-probes", "3"]
-    real, calls = run._do, []
+    real, calls = run.do, []
 
     def interrupted(e, method, rows):
         calls.append(method)
@@ -448,7 +448,7 @@ def test_the_same_command_again_resumes_and_ends_with_the_same_report(
             raise KeyboardInterrupt
         real(e, method, rows)
 
-    monkeypatch.setattr(run, "_do", interrupted)
+    monkeypatch.setattr(run, "do", interrupted)
     with pytest.raises(SystemExit) as caught:
         evaluation.main(options)
     assert caught.value.code == 130
@@ -468,8 +468,8 @@ def test_another_checkpoint_or_method_leaves_the_other_methods_faces_alone(fakes
     for seed, folder in enumerate(checkpoints):
         torch.manual_seed(seed)
         save_generator(Generator(), folder)
-    real, calls = run._do, []
-    monkeypatch.setattr(run, "_do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
+    real, calls = run.do, []
+    monkeypatch.setattr(run, "do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
     evaluation.main([*options, "generator", "--checkpoint", str(checkpoints[0])])
     evaluation.main([*options, "generator", "plain", "--checkpoint", str(checkpoints[1])])
     assert calls == ["none", "dm", "generator", "generator", "plain"]

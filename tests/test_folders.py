@@ -265,8 +265,8 @@ def test_an_evaluation_from_before_resumes_wherever_its_set_lies_until_the_code_
     prepared, fakes, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(run_record.CODE, "evaluation", 2)  # which folders of before the record had
-    real, calls = run._do, []
-    monkeypatch.setattr(run, "_do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
+    real, calls = run.do, []
+    monkeypatch.setattr(run, "do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
     argv = ["--out", str(tmp_path / "out"), "--methods", "dm", "--surrogates", "fake", "--detectors", "fake"]
     argv += ["--stored-thresholds", "--probes", "2"]
     assert status(evaluation.main, ["--data", str(prepared), *argv]) == 0

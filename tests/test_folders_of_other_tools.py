@@ -39,8 +39,8 @@ def usual(fakes, prepared, tmp_path) -> list[str]:
 @pytest.fixture
 def done(monkeypatch) -> list[str]:
     """The methods whose units were done."""
-    real, calls = run._do, []
-    monkeypatch.setattr(run, "_do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
+    real, calls = run.do, []
+    monkeypatch.setattr(run, "do", lambda e, method, rows: (calls.append(method), real(e, method, rows)))
     return calls
 
 

@@ -13,8 +13,8 @@ embedding start over from the file. The unmasked probe is treated alike. Definit
 
 Surrogates (trained against) and held-out networks are reported apart. Intervals are bootstrap 95 % over identities.
 OUT receives index.html, report.json (the same again in a second run), cost.json (times and memory), probes.csv,
-curves.csv, robustness.csv, strip.png and the faces. The same command again resumes where it stopped; under
-`accelerate launch` several processes share the work. docs/evaluation.md has every definition.
+curves.csv, robustness.csv, strip.png and the faces. The same command again resumes where it stopped; with --workers,
+or under `accelerate launch`, several processes share the work. docs/evaluation.md has every definition.
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from gan_mask import files
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import redetection, verification
-from gan_mask.evaluation.options import EvaluationConfig, cache_of, fars_of
-from gan_mask.evaluation.protocol import Probes, choose_others, lfw_pairs
+from gan_mask.evaluation import redetection, shards, verification
+from gan_mask.evaluation.options import EvaluationConfig, cache_of, engine_of, fars_of
+from gan_mask.evaluation.protocol import Pairs, Probes, choose_others, lfw_pairs
 from gan_mask.pretrained.thresholds import far_thresholds
 
 
@@ -26,6 +27,12 @@ class Clean:
         self.photos = PreparedSet(c.data, c.threshold_split)  # of the impostors
         self.index = choose_others(self.photos, c.threshold_faces, c.seed)
         self.identities = self.photos.identities[self.index]
+        if engine := engine_of(c):
+            faces = [(photos, probes.mate), (self.photos, self.index)]
+            if c.pairs:
+                faces.append(lfw_faces(c, c.pairs)[1:])
+            with files.locked(c.out):
+                shards.embed(engine, c, embedders, faces)
         self.mates, self.others = {}, {}
         for name, embedder in embedders.items():
             self.mates[name] = redetection.embed_clean(name, embedder, photos, probes.mate, cache_of(c), device)
@@ -61,15 +68,20 @@ def thresholds_of(c: EvaluationConfig, embedders: Mapping[str, Any], clean: Clea
     return result
 
 
-def lfw_accuracy(c: EvaluationConfig, pairs_file: str, embedders: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Clean verification accuracy by the LFW protocol, per recogniser."""
+def lfw_faces(c: EvaluationConfig, pairs_file: str) -> tuple[Pairs, PreparedSet, np.ndarray]:
+    """The pairs of the LFW protocol, and the set and the rising index of their faces."""
     photos = PreparedSet(c.data)
     pairs = lfw_pairs(Path(pairs_file), photos)
-    index, position = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
+    return pairs, photos, np.unique(np.concatenate([pairs.a, pairs.b]))
+
+
+def lfw_accuracy(c: EvaluationConfig, pairs_file: str, embedders: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Clean verification accuracy by the LFW protocol, per recogniser."""
+    pairs, photos, index = lfw_faces(c, pairs_file)
+    a, b = np.searchsorted(index, pairs.a), np.searchsorted(index, pairs.b)
     result = {}
     for name, embedder in embedders.items():
-        vectors = redetection.embed_clean(name, embedder, photos, index, cache_of(c), device)[position]
-        scores = (vectors[: len(pairs.a)] * vectors[len(pairs.a) :]).sum(1)
-        mean, deviation = verification.accuracy(scores, pairs.same, pairs.fold)
+        vectors = redetection.embed_clean(name, embedder, photos, index, cache_of(c), device)
+        mean, deviation = verification.accuracy((vectors[a] * vectors[b]).sum(1), pairs.same, pairs.fold)
         result[name] = {"accuracy": mean, "sd": deviation, "pairs": len(pairs.a), "missing": pairs.missing}
     return result

@@ -5,27 +5,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from gan_mask import attacks, cli, evaluation, files, pretrained, run_record, templates, weights
-from gan_mask.attacks.surrogates import Surrogates
+from gan_mask import attacks, cli, evaluation, files, pretrained, run_record, weights
 from gan_mask.cli.methods import flat, parse_with_attack
-from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
-from gan_mask.evaluation import appearance, folders, gate, groups, large_photos, output, page, published, realism
+from gan_mask.evaluation import (
+    appearance,
+    experiment,
+    folders,
+    gate,
+    groups,
+    large_photos,
+    output,
+    page,
+    published,
+    realism,
+    shards,
+)
 from gan_mask.evaluation.clean import Clean, lfw_accuracy, thresholds_of
-from gan_mask.evaluation.options import EvaluationConfig, check
-from gan_mask.evaluation.protocol import Probes, choose_probes, spread
+from gan_mask.evaluation.options import ENGINE, EvaluationConfig, check, engine_of
+from gan_mask.evaluation.protocol import spread
 from gan_mask.evaluation.rates import Sets
 from gan_mask.evaluation.report import Report, cost_of, figures_of
 from gan_mask.evaluation.run import Experiment, collect, open_folder, work
-from gan_mask.faces import FaceFinder
-from gan_mask.generator import SHIPPED, Generator, load_generator, local
+from gan_mask.generator import Generator
 from gan_mask.networks import GeneratorConfig
 from gan_mask.pretrained.perceptual import Perceptual
 from gan_mask.pretrained.protocol import fingerprints
@@ -59,7 +68,13 @@ def run(c: EvaluationConfig) -> Report | None:
     from accelerate import PartialState
 
     check(c)
-    state = PartialState(cpu=c.device == "cpu")
+    engine = engine_of(c)
+    state = PartialState(cpu=c.device == "cpu" or c.engine == "ray")  # on Ray the device is the workers'
+    if engine and state.num_processes > 1:
+        raise GanMaskError(
+            "--engine and --workers start processes of their own: leave them out, or start the command without "
+            "accelerate launch"
+        )
     a = load(c, state)
     with ExitStack() as held:
         # Masked files, re-detected; OUT belongs to this evaluation alone
@@ -69,7 +84,10 @@ def run(c: EvaluationConfig) -> Report | None:
             if c.save_probes:
                 folders.save_probes(a.experiment.photos, a.experiment.probes.index, Path(c.save_probes))
         state.wait_for_everyone()
-        work(a.experiment, state.process_index, state.num_processes)
+        if engine:
+            shards.work(engine, c, a.experiment, attacked(c, a.calibration))
+        else:
+            work(a.experiment, state.process_index, state.num_processes)
         state.wait_for_everyone()
         return report_of(a) if state.is_main_process else None
 
@@ -92,76 +110,36 @@ class Assembled:
 
 def load(c: EvaluationConfig, state: Any) -> Assembled:
     device = str(state.device)
-    photos = PreparedSet(c.data, c.split)
-    probes = choose_probes(photos, c.probes, c.seed)
-    given = pictures_of(c, photos, probes)
-
-    # What is measured, and with which networks
-    checkpoint = checkpoint_of(c)
-    generator = load_generator(checkpoint, device) if checkpoint else None
-    shape = generator.config if generator else GeneratorConfig()
     named = {"surrogates": (c.surrogates, c.detectors), "held-out": (c.held_out, c.held_out_detectors)}
     sets: Sets = {title: networks for title, networks in named.items() if any(networks)}
+
+    # What is measured, and with which networks
+    e, generator = experiment.load(c, device)
+    shape = generator.config if generator else GeneratorConfig()
     perceptual, missing = _perceptual(device) if c.naturalness else (None, None)
     trained = (realism.TRAINED if perceptual else realism.SMALL) if c.naturalness else None
     limits = [gate.parse(text, sets, [folders.name_of(m) for m in c.methods], trained) for text in c.require]
-    embedders = {name: pretrained.load_embedder(name, device) for e, _ in sets.values() for name in e}
-    detectors = {name: pretrained.load_detector(name, device) for _, d in sets.values() for name in d}
     if c.protocol:
-        published.thresholds_of(c.protocol, embedders)  # GanMaskError before any work
+        published.thresholds_of(c.protocol, e.embedders)  # GanMaskError before any work
     surrogate, held_out = (
-        [*((n, embedders[n]) for n in e), *((n, detectors[n]) for n in d)] for e, d in named.values()
+        [*((n, e.embedders[n]) for n in names), *((n, e.detectors[n]) for n in others)]
+        for names, others in named.values()
     )
     check_held_out(generator, surrogate, held_out)
-    texture_size = (shape.texture_height, shape.texture_width)
-    bank = None if c.templates == ("match",) else templates.load_all(c.templates, texture_size)
 
     # Thresholds from clean faces; the other processes find the embeddings in the cache
     with state.main_process_first():
-        clean = Clean(c, photos, probes, embedders, device)
-    calibration = thresholds_of(c, embedders, clean)
+        clean = Clean(c, e.photos, e.probes, e.embedders, device)
+    calibration = thresholds_of(c, e.embedders, clean)
 
     # The methods, the optimised ones against the surrogates
-    methods = methods_of(c, given, generator, shape, calibration, embedders, detectors)
-    changed = spread(probes.identity, c.changed_probes, c.seed)
-    experiment = Experiment(
-        Path(c.out), photos, probes, methods, bank, texture_size, c.harmonise, embedders, detectors, changed,
-        FaceFinder(device), device,
-    )  # fmt: skip
-    return Assembled(c, experiment, sets, generator, shape, clean, calibration, limits, perceptual, missing)
+    e.methods = experiment.methods_of(c, e, generator, attacked(c, calibration))
+    return Assembled(c, e, sets, generator, shape, clean, calibration, limits, perceptual, missing)
 
 
-def pictures_of(c: EvaluationConfig, photos: PreparedSet, probes: Probes) -> dict[str, folders.Folder]:
-    """By name: what other tools made of the probes, with a word on pictures of nobody among them."""
-    given = [found for found in map(folders.parse, dict.fromkeys(c.methods)) if found]
-    names = folders.names_of(photos, probes.index) if given else []
-    return {name: folders.open_folder(name, path, names) for name, path in given}
-
-
-def methods_of(
-    c: EvaluationConfig,
-    given: Mapping[str, folders.Folder],
-    generator: Generator | None,
-    shape: GeneratorConfig,
-    calibration: Mapping[str, dict[str, Any]],
-    embedders: Mapping[str, Any],
-    detectors: Mapping[str, Any],
-) -> dict[str, attacks.Method | folders.Folder]:
-    """By name; 'none', which all are set against, comes first."""
-    surrogates = Surrogates(
-        [embedders[name] for name in c.surrogates],
-        [calibration[name]["thresholds"][f"{c.far:g}"] for name in c.surrogates],
-        [detectors[name] for name in c.detectors],
-    )
-    options = c.attack.within(c.seed, c.placement, shape.softness)
-    return {
-        name: given[name]
-        if name in given
-        else attacks.method(
-            name, generator, surrogates, replace(options, placement="paper") if name == "dm" else options
-        )
-        for name in dict.fromkeys(["none", *map(folders.name_of, c.methods)])
-    }
+def attacked(c: EvaluationConfig, calibration: Mapping[str, dict[str, Any]]) -> list[float]:
+    """Thresholds of the surrogates, at the false-accept rate of the attacks."""
+    return [calibration[name]["thresholds"][f"{c.far:g}"] for name in c.surrogates]
 
 
 def report_of(a: Assembled) -> Report:
@@ -197,7 +175,7 @@ def report_of(a: Assembled) -> Report:
     # Limits, and the files
     limits = {limit.text: gate.broken(limit, figures["rates"], c.far, figures["looks"]) for limit in a.limits}
     figures["limits"] = limits
-    cost = cost_of(e, costs)
+    cost = cost_of(c, e, costs)
     output.write(e, figures, cost, seen, clean, changed, estimated, appearances)
     page.write(figures, cost, e.out)
     return Report(figures)
@@ -236,13 +214,6 @@ def naturalness_of(a: Assembled, perceptual: Perceptual, landmarks: torch.Tensor
         perceptual,
         e.device,
     )
-
-
-def checkpoint_of(c: EvaluationConfig) -> Path | None:
-    """The generator's folder: the shipped one where none is given; None where no generator is asked for."""
-    if c.checkpoint:
-        return local(c.checkpoint)
-    return SHIPPED if "generator" in c.methods else None
 
 
 def check_held_out(generator: Generator | None, surrogates: Networks, held_out: Networks) -> None:
@@ -284,13 +255,13 @@ def settings_of(a: Assembled) -> dict[str, Any]:
     """What the masked files and the networks' answers depend on; the same settings resume what is in OUT."""
     c, e, shape = a.c, a.experiment, a.shape
     free = {"out", "cache", "methods", "require", "pairs", "naturalness", "photos", "distractors", "fars", "device"}
-    free |= {"save_probes", "protocol"}
+    free |= {"save_probes", "protocol"} | ENGINE
     free.add("data")  # wherever it lies: its faces count
     values = {k: v for k, v in flat(c).items() if k not in free}
     values |= {"index": e.photos.fingerprint(), "networks": fingerprints(e.embedders, e.detectors)}
     values |= {"softness": shape.softness, "texture": [shape.texture_height, shape.texture_width]}
     values |= {"generator_placement": shape.placement}
-    if checkpoint := checkpoint_of(c):
+    if checkpoint := experiment.checkpoint_of(c):
         values["weights"] = [files.sha256(p) for p in sorted(checkpoint.rglob("*.safetensors"))]
     values["folders"] = {name: m.digest() for name, m in e.methods.items() if isinstance(m, folders.Folder)}
     values["photos"] = {name: files.sha256(name) for name in c.templates if Path(name).is_file()}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from gan_mask import attacks, values
+from gan_mask import attacks, files, values
 from gan_mask.data import SPLITS
+from gan_mask.engines import WORKERS, Engine, EngineName
 from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import folders, gate
 from gan_mask.masking import PlacementName
@@ -17,6 +19,7 @@ from gan_mask.pretrained.thresholds import PUBLISHED
 from gan_mask.values import COUNT, RATE, SEED, Range, option
 
 KNOWN = ", ".join(attacks.METHODS)
+ENGINE = {"workers", "engine", "ray_address"}  # options that change nothing of what is found
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,19 @@ class EvaluationConfig:
     )
     device: Literal["cpu", "cuda"] = option("cpu", "cpu or cuda")
 
+    workers: int = option(1, "processes", group="many probes", within=WORKERS)
+    engine: EngineName = option("local", "'local' processes, or a 'ray' cluster")
+    ray_address: str = option(
+        "", "of a running cluster", shown="what RAY_ADDRESS says, or one that is started here", metavar="ADDRESS"
+    )
+
     attack: attacks.Options = attacks.Options()  # of the optimised methods; seed and placement are those above
 
 
 def check(c: EvaluationConfig) -> None:
     """Raises GanMaskError that names an option which is missing, of another kind, out of range or inconsistent."""
     values.check(c)
-    if c.device != "cpu" and not torch.cuda.is_available():
+    if c.device != "cpu" and c.engine != "ray" and not torch.cuda.is_available():  # on Ray it is the workers'
         raise GanMaskError(f"--device {c.device}: this machine has no CUDA device; use --device cpu")
     for method in c.methods:
         if not folders.parse(method) and method not in attacks.METHODS:
@@ -141,3 +150,32 @@ def fars_of(c: EvaluationConfig) -> list[float]:
 
 def cache_of(c: EvaluationConfig) -> Path:
     return Path(c.cache) if c.cache else Path(c.out) / "cache" / "clean"
+
+
+def engine_of(c: EvaluationConfig) -> Engine | None:
+    """The other processes that are to work; None: this one, with those that accelerate has started beside it."""
+    here = c.engine == "local" and c.workers == 1
+    return None if here else Engine(c.engine, c.workers, c.ray_address, c.device)
+
+
+def absolute(c: EvaluationConfig) -> EvaluationConfig:
+    """The same for a process that has another working directory: no file is named from this one on."""
+
+    def networks(names: Sequence[str]) -> tuple[str, ...]:
+        parts = map(files.split_scheme, names)
+        return tuple(scheme + str(Path(path).absolute()) if scheme else path for scheme, path in parts)
+
+    def method(name: str) -> str:
+        found = folders.parse(name)
+        return f"{folders.PREFIX}{found[0]}={Path(found[1]).absolute()}" if found else name
+
+    def where_there(path: str) -> str:  # else the name of a template, or of a generator on the hub
+        return str(Path(path).absolute()) if Path(path).exists() else path
+
+    return replace(
+        c, data=str(Path(c.data).absolute()), out=str(Path(c.out).absolute()),
+        methods=tuple(map(method, c.methods)), templates=tuple(map(where_there, c.templates)),
+        checkpoint=where_there(c.checkpoint) if c.checkpoint else None,
+        surrogates=networks(c.surrogates), detectors=networks(c.detectors),
+        held_out=networks(c.held_out), held_out_detectors=networks(c.held_out_detectors),
+    )  # fmt: skip

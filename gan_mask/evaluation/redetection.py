@@ -146,25 +146,39 @@ def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- clean faces
 
 
-@torch.no_grad()
 def embed_clean(
     name: str, embedder: Embedder, photos: PreparedSet, index: np.ndarray, cache: Path, device: str
 ) -> np.ndarray:
     """Embeddings (N, D) of the prepared crops themselves, computed once per network, set and choice of faces."""
-    faces_chosen = f"{photos.fingerprint()} {photos.split} {index.tolist()}"
-    key = run_record.key("clean embeddings", fingerprint(name, embedder), faces_chosen)
-    path = cache / f"{files.safe_name(name)}-{key}.npy"
+    path = clean_path(name, embedder, photos, index, cache)
     if (kept := run_record.embeddings(path, len(index))) is not None:
         return kept
+    embeddings = embed(embedder, photos, index, device)
+    keep(path, embeddings)
+    return embeddings
+
+
+def clean_path(name: str, embedder: Embedder, photos: PreparedSet, index: np.ndarray, cache: Path) -> Path:
+    """Where they are kept."""
+    faces_chosen = f"{photos.fingerprint()} {photos.split} {index.tolist()}"
+    key = run_record.key("clean embeddings", fingerprint(name, embedder), faces_chosen)
+    return cache / f"{files.safe_name(name)}-{key}.npy"
+
+
+@torch.no_grad()
+def embed(embedder: Embedder, photos: PreparedSet, index: np.ndarray, device: str) -> np.ndarray:
+    """Embeddings (N, D) of the prepared crops."""
     parts = []
     for i, (faces, landmarks) in enumerate(batches(photos, index, CLEAN_BATCH)):
         with contract.naming(contract.sources(photos, index[i * CLEAN_BATCH : (i + 1) * CLEAN_BATCH])):
             parts.append(embedder(faces.to(device), landmarks.to(device)).cpu().numpy())
-    embeddings = np.concatenate(parts)
+    return np.concatenate(parts)
+
+
+def keep(path: Path, embeddings: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, embeddings)
-    return embeddings
 
 
 # ------------------------------------------------------------------------------------------- changes

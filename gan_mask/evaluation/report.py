@@ -18,7 +18,7 @@ from gan_mask.errors import GanMaskError
 from gan_mask.evaluation import groups, identification, published, rates, verification
 from gan_mask.evaluation.clean import Clean
 from gan_mask.evaluation.intervals import Cell, interval, of_statistic
-from gan_mask.evaluation.options import EvaluationConfig
+from gan_mask.evaluation.options import ENGINE, EvaluationConfig, engine_of
 from gan_mask.evaluation.protocol import Probes, one_of_each
 from gan_mask.evaluation.redetection import Redetected
 from gan_mask.evaluation.run import Experiment
@@ -143,7 +143,7 @@ def header(
         "fars": fars,
         "templates": list(c.templates),
         "checkpoint": c.checkpoint or ("shipped" if "generator" in e.methods else None),
-        "command": {k: v for k, v in flat(c).items() if k not in ("out", "cache", "device")},
+        "command": {k: v for k, v in flat(c).items() if k not in {"out", "cache", "device"} | ENGINE},
         "embedders": {name: {"set": title_of[name], **found} for name, found in calibration.items()},
         "detectors": {name: {"set": title_of[name]} for name in e.detectors},
     }
@@ -173,22 +173,23 @@ def robustness(
     }
 
 
-def cost_of(e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+def cost_of(c: EvaluationConfig, e: Experiment, costs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """What depends on the machine: seconds per face, peak memory; and the iterations of optimised methods."""
+    threads = 1 if engine_of(c) else torch.get_num_threads()  # of each process that masks faces
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if e.device.startswith("cuda"):
         memory = torch.cuda.max_memory_allocated() / 2**20
     return {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, device {e.device}",
-        "peak_memory_mb": round(memory),  # of the whole evaluation
+        "machine": f"{platform.machine()}, {threads} threads, device {c.device}",
+        "peak_memory_mb": round(memory),  # of this process, throughout
         "methods": {
             name: {
-                "seconds_per_face": float(np.median(c["seconds"])) if "seconds" in c else None,  # of a folder: unknown
-                "iterations": interval(c["iterations"].astype(float), e.probes.identity, rate=False)
-                if "iterations" in c
+                "seconds_per_face": float(np.median(its["seconds"])) if "seconds" in its else None,  # of a folder's
+                "iterations": interval(its["iterations"].astype(float), e.probes.identity, rate=False)
+                if "iterations" in its
                 else None,
             }
-            for name, c in costs.items()
+            for name, its in costs.items()
         },
     }
 

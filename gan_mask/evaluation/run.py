@@ -102,11 +102,12 @@ def work(e: Experiment, process: int, processes: int) -> None:
     with Progress(total=len(units), initial=len(units) - len(todo), unit="batch", disable=process > 0) as bar:
         for method, rows in todo:
             bar.set_description(method)
-            _do(e, method, rows)
+            do(e, method, rows)
             bar.update()
 
 
-def _do(e: Experiment, method: str, rows: slice) -> None:
+def do(e: Experiment, method: str, rows: slice) -> None:
+    """One unit: its files, what the networks make of them and, last, the file that says so."""
     maker = e.methods[method]
     if isinstance(maker, Folder):
         images = maker.read(rows)
@@ -126,7 +127,7 @@ def _do(e: Experiment, method: str, rows: slice) -> None:
         pictures = [change(image) for image in changed]
         under = redetection.redetect(pictures, e.embedders, e.detectors, e.finder, e.device, changed_names)
         redetection.save(path.with_suffix(f".{i}.npz"), under, {})
-    redetection.save(path, seen, extra)  # last: its presence says that the unit is done
+    redetection.save(path, seen, extra)  # last: that it is there says that the unit is done
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from fakes import FakeDetector, FakeEmbedder  # noqa: E402
 from gan_mask import pretrained, sampling, training  # noqa: E402
 from gan_mask.data import prepare  # noqa: E402
 from gan_mask.evaluation import command as evaluation  # noqa: E402
+from gan_mask.evaluation import experiment  # noqa: E402
 from gan_mask.evaluation import run as evaluation_run  # noqa: E402
 from gan_mask.faces import FaceFinder  # noqa: E402
 from gan_mask.sampling import sampler  # noqa: E402
@@ -64,7 +65,7 @@ def load_once() -> None:
     """Load the face finders' files once for all forks: what is interrupted is the work, not the loading."""
     shared: Any = functools.cache(FaceFinder)
     shared.SMALLEST = FaceFinder.SMALLEST
-    prepare.FaceFinder = sampler.FaceFinder = evaluation.FaceFinder = shared  # type: ignore[misc]
+    prepare.FaceFinder = sampler.FaceFinder = experiment.FaceFinder = shared  # type: ignore[misc]
     shared("cpu", 0.9, 40), shared("cpu", 0.9), shared("cpu")
 
 
