@@ -342,7 +342,7 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _lips(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return (_texels(height, width)[:, LIPS].sum(1) > 0.85).view(height, width).to(device, dtype)
+    return (_texels(height, width, device)[:, LIPS].sum(1) > 0.85).view(height, width).to(dtype)
 
 
 def _texel_centres(height: int, width: int) -> Tensor:
