@@ -172,6 +172,17 @@ def split_scheme(name: str) -> tuple[str, str]:
     return scheme, name.removeprefix(scheme)
 
 
+def absolute_network(name: str) -> str:
+    """A network's name for a process that has another working directory."""
+    scheme, path = split_scheme(name)
+    return scheme + str(Path(path).absolute()) if scheme else name
+
+
+def absolute_where_there(name: str) -> str:
+    """The same of a file or folder; what is none here is a shipped template's name, or a generator's on the hub."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
 def without_folder(name: str) -> str:
     """The name of a network, template or file as a file that is passed on tells it: no path of this machine."""
     scheme, path = split_scheme(name)

@@ -162,20 +162,16 @@ def absolute(c: EvaluationConfig) -> EvaluationConfig:
     """The same for a process that has another working directory: no file is named from this one on."""
 
     def networks(names: Sequence[str]) -> tuple[str, ...]:
-        parts = map(files.split_scheme, names)
-        return tuple(scheme + str(Path(path).absolute()) if scheme else path for scheme, path in parts)
+        return tuple(map(files.absolute_network, names))
 
     def method(name: str) -> str:
         found = folders.parse(name)
         return f"{folders.PREFIX}{found[0]}={Path(found[1]).absolute()}" if found else name
 
-    def where_there(path: str) -> str:  # else the name of a template, or of a generator on the hub
-        return str(Path(path).absolute()) if Path(path).exists() else path
-
     return replace(
         c, data=str(Path(c.data).absolute()), out=str(Path(c.out).absolute()),
-        methods=tuple(map(method, c.methods)), templates=tuple(map(where_there, c.templates)),
-        checkpoint=where_there(c.checkpoint) if c.checkpoint else None,
+        methods=tuple(map(method, c.methods)), templates=tuple(map(files.absolute_where_there, c.templates)),
+        checkpoint=files.absolute_where_there(c.checkpoint) if c.checkpoint else None,
         surrogates=networks(c.surrogates), detectors=networks(c.detectors),
         held_out=networks(c.held_out), held_out_detectors=networks(c.held_out_detectors),
     )  # fmt: skip

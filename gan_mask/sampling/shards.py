@@ -57,10 +57,20 @@ def sample_shards(c: SampleConfig) -> None:
         parts = {n: photos[n * c.shards : (n + 1) * c.shards] for n, path in enumerate(paths) if not path.is_file()}
         done = len(photos) - sum(map(len, parts.values()))
         with Progress(total=len(photos), initial=done, desc="photos", unit="photo") as bar:
-            work = replace(c, faces=source.address, out=str(out.absolute()))
-            engines.run(Engine(c.engine, c.workers, c.ray_address, c.device), Worker, (work,), parts, bar.update)
+            work = (absolute(replace(c, faces=source.address)),)
+            engines.run(Engine(c.engine, c.workers, c.ray_address, c.device), Worker, work, parts, bar.update)
         write_table(out / TABLE, Rows(paths), sampler, timed=False)
         print_summary(Rows(paths), sampler, picture="")
+
+
+def absolute(c: SampleConfig) -> SampleConfig:
+    """The same for a process that has another working directory; `faces` is an address already."""
+    there = files.absolute_where_there
+    return replace(
+        c, out=str(Path(c.out).absolute()), checkpoint=c.checkpoint and there(c.checkpoint),
+        template=c.template and there(c.template), embedders=tuple(map(files.absolute_network, c.embedders)),
+        detectors=tuple(map(files.absolute_network, c.detectors)),
+    )  # fmt: skip
 
 
 def shard_path(out: Path, number: int) -> Path:
