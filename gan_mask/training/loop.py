@@ -70,8 +70,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         except RuntimeError as error:
             if not lost_process(error):
                 raise
+            atexit.register(leave)
             complaint = "another process of this training is gone; run the same command again to resume"
             raise GanMaskError(complaint) from error
+
+
+def leave() -> None:
+    """End at once: threads of gloo that wait for a lost process abort an interpreter that ends in order."""
+    end_loaders()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def lost_process(error: RuntimeError) -> bool:
