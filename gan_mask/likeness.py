@@ -49,12 +49,12 @@ def adapt(templates: Tensor, own: Tensor) -> Tensor:
         light = light + (_contrast(band, own_form - own_coarser, gain, 0.002, BAND_CONTRAST) - 1) * band
         form, own_form = coarser, own_coarser
     light = light + (_contrast(form, own_form, 1.0, 0.01, CONTRAST) - 1) * form
-    own_coarse, fine = coarse(own_colour), colour - coarse(colour)
+    own_coarse, fine = _coarse(own_colour), colour - _coarse(colour)
     colour = own_coarse + _contrast(fine, own_colour - own_coarse, COLOUR, 0.002, COLOUR_CONTRAST) * fine
     return light + torch.minimum(torch.maximum(colour, _least(own_colour)), -_least(-own_colour))
 
 
-def coarse(colour: Tensor) -> Tensor:
+def _coarse(colour: Tensor) -> Tensor:
     """Colours (B, C, h, w) without detail, of lips and skin apart.
 
     Red lips would redden the skin beside them, and what is left of that skin's own colour would be green.

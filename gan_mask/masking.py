@@ -267,9 +267,8 @@ def _full_precision(x: Tensor) -> Tensor:
 
 def mask_points(landmarks: Tensor) -> Tensor:
     """The MASK_LANDMARKS (B, 35, 2) of landmarks (B, 68, 2)."""
-    return torch.cat(
-        [landmarks[:, part.start : part.stop] for part in MASK_PARTS], 1
-    )  # a list of numbers is waited for
+    # Slices, since PyTorch waits for a GPU before it takes a list as an index.
+    return torch.cat([landmarks[:, part.start : part.stop] for part in MASK_PARTS], 1)
 
 
 def _normalised(position: Tensor, height: int, width: int) -> Tensor:
