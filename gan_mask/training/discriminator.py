@@ -13,7 +13,10 @@ from gan_mask.pretrained.streamline import streamline
 
 def make(width: int) -> nn.Module:
     """`Discriminator` of that width, with random weights; 0: `FaceDiscriminator`, which knows faces already."""
-    return Discriminator(width) if width else FaceDiscriminator()
+    network = Discriminator(width) if width else FaceDiscriminator()
+    # Compiled code has no second derivatives. No decorator: that loads the compiler, a second of every command's start.
+    network.forward = torch.compiler.disable(network.forward)  # type: ignore[method-assign]
+    return network
 
 
 class FaceDiscriminator(nn.Module):
@@ -35,7 +38,6 @@ class FaceDiscriminator(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code has no second derivatives
     def forward(self, faces: Tensor) -> Tensor:
         with torch.autocast(faces.device.type, enabled=False):
             features = self.features((resize(faces.float(), classifier.SIZE, classifier.SIZE) - 0.5) * 4)
