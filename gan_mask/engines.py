@@ -21,14 +21,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_end
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
 from gan_mask.errors import GanMaskError
 from gan_mask.values import Range
 
-Work = Callable[[int, Any], int]  # number and content of a shard -> of how many photos it was
+R = TypeVar("R")  # what is told of a shard: of how many photos it was, or a little more
+Work = Callable[[int, Any], Any]  # number and content of a shard -> that
 EngineName = Literal["local", "ray"]
 WORKERS = Range(1, 1024)
 
@@ -42,6 +43,11 @@ OBJECT_STORE = 100_000_000  # bytes, of a cluster that is started here: nothing 
 AGAIN = "Run the same command again to continue"
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Engine:
     name: EngineName = "local"
@@ -52,10 +58,10 @@ class Engine:
 
 def run(
     engine: Engine,
-    make: Callable[..., Work],
+    make: Callable[..., Callable[[int, Any], R]],
     arguments: tuple[Any, ...],
     shards: Mapping[int, Any],
-    done: Callable[[int], Any],
+    done: Callable[[R], Any],
 ) -> None:
     """Work on all shards by `make(*arguments)`, made once per process; `done` gets what it returns for each.
 
@@ -92,7 +98,7 @@ class Backend(Protocol):
     def wait(self, tasks: list[Any], seconds: float) -> Iterable[Any]:
         """Those that have ended; some, unless none does in this time."""
 
-    def result(self, task: Any) -> int:
+    def result(self, task: Any) -> Any:
         """Of a task that has ended; or its exception."""
 
     def stop(self, task: Any) -> None:
@@ -102,7 +108,7 @@ class Backend(Protocol):
         """Seconds, from whenever."""
 
 
-def schedule(shards: Iterable[int], backend: Backend, done: Callable[[int], Any], copies: int = 2) -> None:
+def schedule(shards: Iterable[int], backend: Backend, done: Callable[[Any], Any], copies: int = 2) -> None:
     """Work on all shards, in order, as many at a time as there are slots: so the memory does not grow with them.
 
     When all have begun, free slots take a second copy (unless there is to be one alone) of those that take LATE times
@@ -129,12 +135,12 @@ def schedule(shards: Iterable[int], backend: Backend, done: Callable[[int], Any]
             if task not in begun:  # the other copy has ended
                 continue
             number, since = begun.pop(task)
-            count = backend.result(task)
+            result = backend.result(task)
             took.append(backend.now() - since)
             for other in [other for other, (same, _) in begun.items() if same == number] if number in twice else ():
                 del begun[other]
                 backend.stop(other)
-            done(count)
+            done(result)
 
 
 def late(begun: Iterable[tuple[int, float]], before: float) -> list[int]:
@@ -151,7 +157,7 @@ def late(begun: Iterable[tuple[int, float]], before: float) -> list[int]:
 _made: tuple[Any, Work] | None = None  # by what, and what
 
 
-def _work(make: Callable[..., Work], arguments: tuple[Any, ...], number: int, shard: Any) -> int:
+def _work(make: Callable[..., Work], arguments: tuple[Any, ...], number: int, shard: Any) -> Any:
     """Makes what works on the first shard, so that its errors reach the caller, and keeps it for the next."""
     global _made
     if _made is None or _made[0] != (make, arguments):
@@ -182,19 +188,19 @@ def _begin() -> None:
 
 
 class _Pool:
-    def __init__(self, executor: ProcessPoolExecutor, workers: int, begin: Callable[[int], Future[int]]) -> None:
+    def __init__(self, executor: ProcessPoolExecutor, workers: int, begin: Callable[[int], Future[Any]]) -> None:
         self.executor, self.workers, self.start = executor, workers, begin
 
     def slots(self) -> int:
         return self.workers
 
-    def wait(self, tasks: list[Future[int]], seconds: float) -> Iterable[Future[int]]:
+    def wait(self, tasks: list[Future[Any]], seconds: float) -> Iterable[Future[Any]]:
         return wait_for(tasks, seconds, FIRST_COMPLETED).done
 
-    def result(self, task: Future[int]) -> int:
+    def result(self, task: Future[Any]) -> Any:
         return task.result()
 
-    def stop(self, task: Future[int]) -> None:
+    def stop(self, task: Future[Any]) -> None:
         task.cancel()
 
     def now(self) -> float:
@@ -237,9 +243,9 @@ class _Cluster:
     def wait(self, tasks: list[Any], seconds: float) -> Iterable[Any]:
         return self.ray.wait(tasks, num_returns=1, timeout=seconds)[0]
 
-    def result(self, task: Any) -> int:
+    def result(self, task: Any) -> Any:
         try:
-            return int(self.ray.get(task))
+            return self.ray.get(task)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self.ray.exceptions.RayError as error:

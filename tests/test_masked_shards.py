@@ -120,7 +120,6 @@ def test_options_that_do_not_go_together_are_told(
     out = ["--faces", str(photos), "--out", str(tmp_path / "out")]
     expected = {
         ("--engine", "ray"): "add --shards",
-        ("--workers", "2"): "add --shards",
         ("--shards", "2", "--show"): "--show",
     }
     for options, message in expected.items():

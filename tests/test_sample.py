@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import unicodedata
@@ -24,14 +26,15 @@ from conftest import CASES, REPOSITORY, embedded_photo
 from fakes import FakeDetector, FakeEmbedder
 from PIL import ExifTags, Image, ImageCms
 
-from gan_mask import attacks, masking, pretrained, sampling, templates
+from gan_mask import attacks, engines, files, masking, pretrained, sampling, templates
 from gan_mask.faces import FaceFinder
 from gan_mask.generator import Generator
 from gan_mask.networks import GeneratorConfig
 from gan_mask.photos import wear_on_photo
-from gan_mask.sampling import command, output, photo_writer, sampler
+from gan_mask.sampling import command, output, photo_writer, pool, sampler
 from gan_mask.sampling.folder import JOURNAL, Journal, Rows, find_targets
 from gan_mask.sampling.masker import Masker, Photo
+from gan_mask.sampling.options import SampleConfig
 
 PEOPLE = (4, 14, 56, 34, 20)
 CAFE = os.fsdecode(b"caf\xe9.png")  # a name that is not UTF-8
@@ -873,3 +876,76 @@ def test_the_largest_of_a_crowd_alone(run: Run, tmp_path: Path) -> None:
     bare, masked = (np.asarray(Image.open(tmp_path / place / "crowd.png")) for place in ("faces", "out"))
     assert [number for number in range(len(CROWD)) if (masked != bare)[tile(number)].any()] == [0]
     assert len(table(tmp_path / "out")) == 1
+
+
+# ------------------------------------------------------------------------------------------- processes
+
+UNMEASURED = ("--method", "dm", "--no-measure", "--min-face", "60", "--batch-size", "2")
+
+
+def test_processes_share_the_photos_and_one_that_is_lost_loses_nothing_else(
+    run: Run, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each process of several has
+    try:
+        assert run(photos, tmp_path / "alone", *UNMEASURED, "--workers", "1") == 0
+    finally:
+        torch.set_num_threads(before)
+
+    out = tmp_path / "shared"
+    journal, others = out / JOURNAL, set(multiprocessing.active_children())
+
+    def kill_one() -> None:
+        while not journal.is_file() or journal.read_bytes().count(b"\n") < 3:  # the settings, and a slice
+            time.sleep(0.01)
+        for child in set(multiprocessing.active_children()) - others:
+            child.kill()
+            return
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    assert run(photos, out, *UNMEASURED, "--workers", "2") == 2
+    thread.join()
+    assert "a worker process died" in capsys.readouterr().err
+
+    done = journal.read_bytes().count(b"\n") - 1
+    assert run(photos, out, *UNMEASURED, "--workers", "2") == 0
+    assert f"{done} of 13 photos were done before" in capsys.readouterr().out
+    assert pictures(out) == pictures(tmp_path / "alone")
+    assert [{**row, "seconds": ""} for row in table(out)] == [
+        {**row, "seconds": ""} for row in table(tmp_path / "alone")
+    ]
+
+
+def pictures(out: Path) -> dict[str, bytes]:
+    """The masked copies, and the overview."""
+    found = [
+        path for path in out.rglob("*") if path.is_file() and path.name not in ("results.csv", JOURNAL, files.LOCK)
+    ]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "count", "gigabytes", "expected"),
+    [
+        (0, "cpu", 10_000, 64, 8), (0, "cpu", 100, 64, 3), (0, "cpu", 63, 64, 1), (0, "cpu", 10_000, 7, 3),
+        (0, "cuda", 10_000, 64, 1), (5, "cpu", 1, 1, 5),
+    ],
+)  # fmt: skip
+def test_how_many_processes(
+    workers: int, device: Any, count: int, gigabytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "cores", lambda: 8)
+    monkeypatch.setattr(pool, "memory", lambda: gigabytes << 30)
+    config = SampleConfig("photos", "masked", workers=workers, device=device)
+    assert pool.processes(config, count) == expected
+
+
+def test_in_code_nothing_is_started_without_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new process runs the caller's script again, unless it is guarded."""
+    seen: list[int] = []
+    monkeypatch.setattr(command, "run", lambda c: seen.append(c.workers) or [])  # type: ignore[func-returns-value]
+    command.sample(SampleConfig("photos", "masked"))
+    command.sample(SampleConfig("photos", "masked", workers=3))
+    assert seen == [1, 3]

@@ -400,7 +400,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quality", type=cli.type_of(Settings, "quality"), default=d.quality, help="of the crops' JPEG, 1 to 100")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--workers", type=cli.number(int, WORKERS), default=_cores(), help="processes")
+    add("--workers", type=cli.number(int, WORKERS), default=engines.cores(), help="processes")
     add("--engine", choices=get_args(EngineName), default="local", help="processes here, or a Ray cluster")
     add("--ray-address", default="", metavar="ADDRESS", help="of a running cluster; without one it is started here")
     add("--device", default="cpu", help="where faces are searched: cpu, cuda, cuda:1, ...")
@@ -414,10 +414,6 @@ def _fractions(text: str) -> tuple[float, ...]:
     except argparse.ArgumentTypeError:
         complaint = f"expected three fractions that sum to 1, such as 0.9,0.05,0.05, got {text!r}"
         raise argparse.ArgumentTypeError(complaint) from None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -45,6 +45,14 @@ def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[tuple[list[Photo
         yield batch, unreadable
 
 
+def mask_all(sampler: Sampler, names: Sequence[str], targets: Mapping[str, Targets]) -> dict[str, list[Row]]:
+    """Rows per photo, of all these photos, batch after batch."""
+    rows: dict[str, list[Row]] = {}
+    for batch, unreadable in batches(sampler, names):
+        rows |= unreadable | (process(sampler, batch, targets) if batch else {})
+    return rows
+
+
 def process(sampler: Sampler, photos: Sequence[Photo], targets: Mapping[str, Targets]) -> dict[str, list[Row]]:
     """Mask the photos, write them, re-detect what was written; rows per photo."""
     start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ from gan_mask.sampling.folder import (
 from gan_mask.sampling.masker import Row
 from gan_mask.sampling.options import SampleConfig
 from gan_mask.sampling.output import print_old_copies, print_summary, write_gallery, write_overview, write_table
+from gan_mask.sampling.pool import mask_slices, processes
 from gan_mask.sampling.sampler import Sampler, load, settings
 from gan_mask.sampling.shards import sample_shards
 from gan_mask.sampling.video import mask_clip
@@ -38,9 +40,10 @@ T = TypeVar("T")
 def sample(c: SampleConfig) -> list[Row]:
     """Write OUT, or resume what is there; the rows of results.csv, none with `shards`. It prints the summary.
 
-    GanMaskError for wrong options; photos that cannot be read or written are rows that say so.
+    GanMaskError for wrong options; photos that cannot be read or written are rows that say so. Without `workers` in one
+    process: others would run the calling script anew, and only those who know of it guard it.
     """
-    return list(run(c))
+    return list(run(replace(c, workers=c.workers or 1)))
 
 
 def run(c: SampleConfig) -> Iterable[Row]:
@@ -49,8 +52,8 @@ def run(c: SampleConfig) -> Iterable[Row]:
     if c.shards:
         sample_shards(c)
         return []
-    if c.engine != "local" or c.workers > 1:
-        raise GanMaskError("--engine and --workers divide photos into shards: add --shards 64, for 64 photos in each")
+    if c.engine != "local":
+        raise GanMaskError("--engine divides photos into shards: add --shards 64, for 64 photos in each")
     folder = check_folders(Path(c.faces), Path(c.out))
     with files.locked(c.out):
         return _sample(c, folder)
@@ -80,7 +83,7 @@ def _sample(c: SampleConfig, folder: Path) -> Rows:
         for name in todo:
             journal.add({name: mask_clip(sampler, name, targets[name])})
     else:
-        mask_photos(sampler, todo, targets, journal)
+        mask_photos(c, sampler, {name: targets[name] for name in todo}, journal, processes(c, len(names)))
 
     # Table and pictures of all photos
     rows = Rows(journal, names, problems)
@@ -93,12 +96,20 @@ def _sample(c: SampleConfig, folder: Path) -> Rows:
     return rows
 
 
-def mask_photos(sampler: Sampler, todo: Sequence[str], targets: Mapping[str, Targets], journal: Journal) -> None:
-    with cli.Progress(total=len(todo), desc="photos", unit="photo") as bar:
-        for batch, unreadable in ahead(batches(sampler, todo)):
-            done = process(sampler, batch, targets) if batch else {}
-            journal.add(done | unreadable)
-            bar.update(len(done) + len(unreadable))
+def mask_photos(
+    c: SampleConfig, sampler: Sampler, targets: Mapping[str, Targets], journal: Journal, workers: int
+) -> None:
+    with cli.Progress(total=len(targets), desc="photos", unit="photo") as bar:
+
+        def done(rows: dict[str, list[Row]]) -> None:
+            journal.add(rows)
+            bar.update(len(rows))
+
+        if workers > 1:
+            mask_slices(c, workers, targets, done)
+            return
+        for batch, unreadable in ahead(batches(sampler, list(targets))):
+            done(unreadable | (process(sampler, batch, targets) if batch else {}))
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

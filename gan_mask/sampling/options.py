@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gan_mask import attacks
-from gan_mask.engines import WORKERS, EngineName
+from gan_mask.engines import EngineName
 from gan_mask.faces import FaceFinder
 from gan_mask.masking import PlacementName
-from gan_mask.values import FRACTION, SEED, Range, option
+from gan_mask.values import FRACTION, SEED, WORKERS, Range, option
 
 MethodName = Literal["plain", "dm", "advnoise-dm", "mf2m", "advface", "generator"]
 
@@ -60,13 +60,16 @@ class SampleConfig:
     )
     batch_size: int = option(16, "photos and faces at a time", within=Range(1, 65536))
     device: Literal["cpu", "cuda"] = option("cpu", "cpu or cuda")
+    workers: int = option(
+        0, "processes that share the photos", within=WORKERS,
+        shown="one for each core, for 2 GiB of the machine's memory and 32 photos each; on a GPU 1",
+    )  # fmt: skip
 
     shards: int = option(
         0, "write tar files (WebDataset) of the masked copies of so many photos each, with their rows of the table; "
         "FACES may then be a .zip or .tar, a folder of .tar files, or an fsspec address, too",
         group="millions of photos", within=Range(0, 1_000_000), shown="0: single files",
     )  # fmt: skip
-    workers: int = option(1, "processes, with --shards", within=WORKERS)
     engine: EngineName = option("local", "with --shards: 'local' processes, or a 'ray' cluster")
     ray_address: str = option(
         "", "of a running cluster", shown="what RAY_ADDRESS says, or one that is started here", metavar="ADDRESS"

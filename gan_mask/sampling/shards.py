@@ -24,11 +24,12 @@ from gan_mask.data.shards import member
 from gan_mask.engines import Engine
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import UnreadableImage, forget_old_shapes
-from gan_mask.sampling.batch import batches, process
+from gan_mask.sampling.batch import mask_all
 from gan_mask.sampling.folder import TABLE, Targets, check_folders
 from gan_mask.sampling.masker import Row
 from gan_mask.sampling.options import SampleConfig
 from gan_mask.sampling.output import print_summary, write_table
+from gan_mask.sampling.pool import processes
 from gan_mask.sampling.sampler import load, settings
 
 INPUTS, RESULTS = "shards.json", "__results__"
@@ -58,7 +59,8 @@ def sample_shards(c: SampleConfig) -> None:
         done = len(photos) - sum(map(len, parts.values()))
         with Progress(total=len(photos), initial=done, desc="photos", unit="photo") as bar:
             work = (absolute(replace(c, faces=source.address)),)
-            engines.run(Engine(c.engine, c.workers, c.ray_address, c.device), Worker, work, parts, bar.update)
+            engine = Engine(c.engine, processes(c, len(photos)), c.ray_address, c.device)
+            engines.run(engine, Worker, work, parts, bar.update)
         write_table(out / TABLE, Rows(paths), sampler, timed=False)
         print_summary(Rows(paths), sampler, picture="")
 
@@ -91,8 +93,7 @@ class Worker:
             originals, masked = Path(folder, "originals"), Path(folder, "masked")
             rows = self._fetch(photos, originals)
             sampler = replace(self.sampler, source=originals, out=masked)
-            for batch, unreadable in batches(sampler, [photo.path for photo in photos if photo.path not in rows]):
-                rows |= unreadable | (process(sampler, batch, targets) if batch else {})
+            rows |= mask_all(sampler, [photo.path for photo in photos if photo.path not in rows], targets)
             _pack(shard_path(Path(self.c.out), number), targets, rows, masked)
         return len(photos)
 
