@@ -22,6 +22,7 @@ BANDS = (1.0, 2.0, 4.0)  # texels of 72 rows: where its detail is cut into bands
 BAND_CONTRAST = (0.6, 2.0)
 COLOUR_CONTRAST = (0.5, 2.5)  # of the template's finer colour
 OUTLIERS = 0.01  # of the wearer's texels, whose colours say nothing about what suits them
+BRIGHTEST, BRIGHT = 0.005, 0.05  # of the texels: whose colour all that is as bright has, and where that begins
 FINEST, COLOUR = 1.45, 1.2  # how much stronger than the wearer's, since sampling at the photo's pixels takes from both
 
 # What of a face's geometry should be alike; a squared difference counts 1 / spread^2. The spreads are of the order of
@@ -51,7 +52,7 @@ def adapt(templates: Tensor, own: Tensor) -> Tensor:
     light = light + (_contrast(form, own_form, 1.0, 0.01, CONTRAST) - 1) * form
     own_coarse, fine = _coarse(own_colour), colour - _coarse(colour)
     colour = own_coarse + _contrast(fine, own_colour - own_coarse, COLOUR, 0.002, COLOUR_CONTRAST) * fine
-    return light + torch.minimum(torch.maximum(colour, _least(own_colour)), -_least(-own_colour))
+    return _within(light + torch.minimum(torch.maximum(colour, _least(own_colour)), -_least(-own_colour)), own)
 
 
 def _coarse(colour: Tensor) -> Tensor:
@@ -72,6 +73,24 @@ def _least(colour: Tensor) -> Tensor:
     """
     flat = colour.flatten(2)
     return flat.kthvalue(max(1, round(OUTLIERS * flat.shape[2])), 2).values.clamp(max=0)[..., None, None]
+
+
+def _within(templates: Tensor, own: Tensor) -> Tensor:
+    """Templates that, once cloned, are nowhere brighter or darker than the wearer, in each channel.
+
+    With contrast strengthened for a wearer with wrinkles or a beard, teeth would shine; and yellow, as next to lips they
+    lose their colour: what is as bright as the wearer's brightest places has the colour of these.
+    """
+    worn, inside = masking.seamless(templates, own), masking.seam_opacity(own) > 0
+    light = luminance(own).where(inside, -torch.inf).flatten(2)
+    brightest = light.topk(max(1, round(BRIGHTEST * light.shape[2])), 2)
+    bright = light.kthvalue(round((1 - BRIGHT) * light.shape[2]), 2).values[..., None, None]
+    top = own.flatten(2).gather(2, brightest.indices.expand(-1, 3, -1)).mean(2)[..., None, None]
+    share = ((luminance(worn) - bright) / (luminance(top) - bright).clamp_min(1e-3)).clamp(0, 1).square()
+    limited = worn.lerp(luminance(worn) + top - luminance(top), share)
+    low = own.where(inside, torch.inf).amin((2, 3), keepdim=True)
+    high = own.where(inside, -torch.inf).amax((2, 3), keepdim=True)
+    return templates + (torch.minimum(torch.maximum(limited, low), high) - worn) * inside
 
 
 def _contrast(detail: Tensor, own: Tensor, gain: float, noise: float, bounds: tuple[float, float]) -> Tensor:
