@@ -87,7 +87,7 @@ def _within(templates: Tensor, own: Tensor) -> Tensor:
     bright = light.kthvalue(round((1 - BRIGHT) * light.shape[2]), 2).values[..., None, None]
     top = own.flatten(2).gather(2, brightest.indices.expand(-1, 3, -1)).mean(2)[..., None, None]
     share = ((luminance(worn) - bright) / (luminance(top) - bright).clamp_min(1e-3)).clamp(0, 1).square()
-    limited = worn.lerp(luminance(worn) + top - luminance(top), share)
+    limited = worn.lerp(top + (luminance(worn) - luminance(top)).clamp(max=0), share)
     low = own.where(inside, torch.inf).amin((2, 3), keepdim=True)
     high = own.where(inside, -torch.inf).amax((2, 3), keepdim=True)
     return templates + (torch.minimum(torch.maximum(limited, low), high) - worn) * inside

@@ -181,6 +181,22 @@ def test_no_colour_of_an_adapted_template_is_strange_to_the_wearer() -> None:
     assert (worn.max(2) <= np.maximum(high, 0) + 0.01).all()
 
 
+def test_teeth_are_no_brighter_than_the_wearers_brightest_places_and_have_their_colour() -> None:
+    faces, landmarks = templates._people()
+    own = 0.75 * masking.unwrap(faces, landmarks)
+    skin = own.flatten(2).median(2).values[..., None, None]
+    own[:, :, 46:50, 43:53] = 0.9  # white teeth
+    teeth = skin.expand_as(own).clone()
+    teeth[:, :, 44:48, 40:54] = torch.tensor([1.0, 0.95, 0.7]).view(3, 1, 1)  # yellow ones, in a wider mouth
+    worn = masking.seamless(likeness.adapt(teeth, own), own)
+    inside = masking.seam_opacity(own) > 0.99
+    highest, lowest = (own.flatten(2).max(2).values, own.flatten(2).min(2).values)
+    assert (worn[:, :, inside].amax(2) <= highest + 0.02).all() and (worn[:, :, inside].amin(2) >= lowest - 0.02).all()
+    bright = worn[:, :, 45:47, 44:50].mean((2, 3))
+    assert (likeness.luminance(bright[..., None, None]) > 0.8).all()
+    assert ((bright[:, 0] - bright[:, 2]) < 0.06).all()
+
+
 def test_a_photo_as_a_template_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(templates.ASSETS / "synthfaces.zip") as archive:
         (tmp_path / "me.webp").write_bytes(archive.read("synthfaces/id_0002/view_1.webp"))
