@@ -30,10 +30,10 @@ CODE = {
     "masked photos": 7,
     "shards of masked photos": 3,
     "evaluation": 7,
-    "hardening": 3,
+    "hardening": 2,
     "hardening table": 5,
     "thresholds": 1,
-    "alarm": 3,
+    "alarm": 2,
 }
 
 WORDS = {  # of keys whose SHA-256 differs
