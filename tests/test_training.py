@@ -6,6 +6,7 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gan_mask import load_generator, losses, pretrained, templates, training
+from gan_mask.attacks.surrogates import Surrogates
+from gan_mask.data.prepared import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.files import weights_digest
 from gan_mask.generator import Generator
@@ -25,6 +28,7 @@ from gan_mask.training import log, loop, state
 from gan_mask.training.discriminator import make as make_discriminator
 from gan_mask.training.health import STOP, Health, read
 from gan_mask.training.options import TrainConfig
+from gan_mask.training.validation import Validation, other_photos
 
 TINY = (
     "--embedders fake --detectors fake --widths 8 16 --heads shape light residual --discriminator_width 8 "
@@ -69,6 +73,31 @@ def test_two_steps_make_a_loadable_generator_logs_and_a_preview(fakes, prepared,
     charted = {tag for group in log.CHARTS.values() for _, names in group.values() for tag in names}
     unheard = {tag for tag in charted if not any(re.fullmatch(tag, known) for known in tags["scalars"])}
     assert unheard == {"train/perceptual"}  # which this training does without
+
+
+@pytest.mark.parametrize(("threshold", "others"), [(-1.0, True), (2.0, False)])
+def test_validation_compares_with_another_photo_that_is_accepted(prepared, threshold, others):
+    """With the same photo a good recogniser knows everybody, and its dodging would stand at 0."""
+    embedder, device = FakeEmbedder(), torch.device("cpu")
+    c = TrainConfig(data=str(prepared), validation_faces=6)
+    bank = templates.Bank(["face-001"], (72, 96))
+    validation = Validation(c, Surrogates([embedder], [threshold], [FakeDetector()]), bank, device)
+    own = embedder(validation.face, validation.landmarks)
+    assert torch.allclose(validation.clean[0], own) is not others
+    photos = PreparedSet(prepared, "val")
+    for reference, same in zip(validation.clean[0], own, strict=True):
+        distances = [
+            (embedder(photos[i]["face"][None], photos[i]["landmarks"][None])[0] - reference).norm()
+            for i in range(len(photos))
+        ]
+        nearest = int(torch.stack(distances).argmin())
+        assert distances[nearest] < 1e-4
+        assert others is not torch.allclose(reference, same)
+
+
+def test_the_next_photo_of_the_same_person():
+    people = np.array([3, 1, 3, 2, 1, 3])
+    assert other_photos(people, np.array([0, 2, 5, 1, 3])).tolist() == [2, 5, 0, 4, 3]
 
 
 def test_training_moves_every_network_and_lowers_the_attack_losses(fakes, prepared, tmp_path):

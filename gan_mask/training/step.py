@@ -43,7 +43,7 @@ class Masked(NamedTuple):
     template: Tensor  # (B, 3, h, w), in the wearer's colours where placement is seamless
     texture: Tensor  # (B, 3, h, w), the generator's
     rough: Tensor  # (B,) how uneven its displacement and light are
-    dm: Tensor  # (B, 3, S, S), the benign faced mask
+    dm: Tensor  # (B, 3, S, S), the benign faced mask; the bare face where no loss looks at it
     faces: Tensor  # (B, 3, S, S), the generated one
 
 
@@ -143,12 +143,11 @@ def mask(batch: Batch, net: nn.Module, c: TrainConfig) -> Masked:
     worn_at = augment.jitter_landmarks(known, draws.on("cpu"), c.eot)
     pixels = masking.place(worn_at, faces.shape[2], faces.shape[3], faces.device)
     worn_at = worn_at.to(faces.device, non_blocking=True)
-    dm, masked = (
-        masking.put_on(faces, worn_at, paint, c.placement, c.softness, pixels) for paint in (template, texture)
-    )
+    wear = partial(masking.put_on, faces, worn_at, placement=c.placement, softness=c.softness, pixels=pixels)
+    dm = wear(texture=template) if c.placement == "paper" or c.perceptual else faces
     bounds = face_bounds(c)
     rough = texture.new_zeros(len(texture)) if raw is None else facespace.roughness(bounds.face(raw), bounds)
-    return Masked(template, texture, rough, dm, augment.round_to_8_bit(masked))
+    return Masked(template, texture, rough, dm, augment.round_to_8_bit(wear(texture=texture)))
 
 
 def discriminator_terms(batch: Batch, masked: Masked, discriminator: nn.Module, c: TrainConfig, r1: bool) -> Terms:
