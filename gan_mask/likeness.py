@@ -78,8 +78,8 @@ def _least(colour: Tensor) -> Tensor:
 def _within(templates: Tensor, own: Tensor) -> Tensor:
     """Templates that, once cloned, are nowhere brighter or darker than the wearer, in each channel.
 
-    With contrast strengthened for a wearer with wrinkles or a beard, teeth would shine, and yellow. What is as bright as
-    the wearer's brightest places has the colour of these.
+    With contrast strengthened for a wearer with wrinkles or a beard, teeth would shine, and yellow. What is as bright
+    as the wearer's brightest places has the colour of these.
     """
     worn, inside = masking.seamless(templates, own), masking.seam_opacity(own) > 0
     light = luminance(own).where(inside, -torch.inf).flatten(2)

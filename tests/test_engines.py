@@ -128,6 +128,26 @@ def test_a_pool_writes_what_one_process_writes(tmp_path: Path) -> None:
     assert written(Engine(workers=2), tmp_path / "pool") == alone
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries keep no such memory, or cannot be asked")
+def test_freed_memory_goes_back_to_the_system_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    pieces = [
+        b"x" * (60_000 + number % 7) for number in range(4_000)
+    ]  # 240 MB, in pieces that the C library keeps when they are freed
+    kept = pieces[::100]  # some stay in between
+    before = resident()
+    del pieces
+    monkeypatch.setattr(engines, "_given_back", time.monotonic())
+    engines.give_back()
+    assert before - resident() < 50_000_000  # too soon
+    monkeypatch.setattr(engines, "_given_back", time.monotonic() - engines.TIDY)
+    engines.give_back()
+    assert before - resident() > 150_000_000
+    assert len(kept) == 40
+
+
 def test_another_machines_temporary_files_are_left_alone(tmp_path: Path) -> None:
     """On a shared file system they may be those of a worker that is at it."""
     theirs, old, ours = (tmp_path / f".part.npz.{owner}.tmp" for owner in ("0a1b2c3d-1", "0a1b2c3d-2", "999999999"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from gan_mask import cli, files, sampling, values
+from gan_mask import cli, engines, files, sampling, values
 from gan_mask.cli.methods import parse_with_attack
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, forget_old_shapes
@@ -110,6 +110,7 @@ def mask_photos(
             return
         for batch, unreadable in ahead(batches(sampler, list(targets))):
             done(unreadable | (process(sampler, batch, targets) if batch else {}))
+            engines.give_back()
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
