@@ -8,6 +8,7 @@ result depends neither on the engine nor on the number and order of the workers.
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_end
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -40,6 +42,7 @@ LATE = 2.0  # a second copy of a shard begins when it takes so many times the me
 RECENT = 1000  # shards, of which that median is
 PATIENCE = 1.0  # seconds until stragglers are looked for again
 REFRESH = 10.0  # seconds until the size of the cluster is asked for again
+CGROUP = Path("/sys/fs/cgroup")
 TIDY = 30.0  # seconds until a process hands back memory again: after each batch it would cost 4 % of the time
 OBJECT_STORE = 100_000_000  # bytes, of a cluster that is started here: nothing but numbers is sent back
 
@@ -48,7 +51,25 @@ AGAIN = "Run the same command again to continue"
 
 def cores() -> int:
     """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = _of_the_container("cpu.max") or ("max", "")
+    return here if quota == "max" else min(here, math.ceil(int(quota) / int(period)))
+
+
+def memory() -> int:
+    """Bytes of this machine that this process may use."""
+    known = hasattr(os, "sysconf")  # not on Windows
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 8 << 30
+    (most,) = _of_the_container("memory.max") or ("max",)
+    return here if most == "max" else min(here, int(most))
+
+
+def _of_the_container(limit: str) -> list[str]:
+    """What Docker and Kubernetes allow, by Linux' cgroups (version 2); nothing where there are none."""
+    try:
+        return (CGROUP / limit).read_text().split()
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True)

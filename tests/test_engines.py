@@ -128,6 +128,18 @@ def test_a_pool_writes_what_one_process_writes(tmp_path: Path) -> None:
     assert written(Engine(workers=2), tmp_path / "pool") == alone
 
 
+def test_a_containers_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "CGROUP", tmp_path)
+    cores, memory = engines.cores(), engines.memory()
+    assert cores >= 1 and memory > 1 << 30
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (engines.cores(), engines.memory()) == (cores, memory)
+    (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a core
+    (tmp_path / "memory.max").write_text("536870912\n")
+    assert (engines.cores(), engines.memory()) == (1, 1 << 29)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries keep no such memory, or cannot be asked")
 def test_freed_memory_goes_back_to_the_system_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     def resident() -> int:

@@ -937,7 +937,7 @@ def test_how_many_processes(
     workers: int, device: Any, count: int, gigabytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "cores", lambda: 8)
-    monkeypatch.setattr(pool, "memory", lambda: gigabytes << 30)
+    monkeypatch.setattr(engines, "memory", lambda: gigabytes << 30)
     config = SampleConfig("photos", "masked", workers=workers, device=device)
     assert pool.processes(config, count) == expected
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from itertools import islice
 
@@ -25,13 +24,7 @@ def processes(c: SampleConfig, photos: int) -> int:
         return c.workers
     if c.device != "cpu":
         return 1
-    return max(1, min(engines.cores(), photos // WORTH, memory() // ROOM))
-
-
-def memory() -> int:
-    """Bytes of this machine."""
-    known = hasattr(os, "sysconf")  # not on Windows
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 8 << 30
+    return max(1, min(engines.cores(), photos // WORTH, engines.memory() // ROOM))
 
 
 def mask_slices(
