@@ -82,12 +82,13 @@ def _within(templates: Tensor, own: Tensor) -> Tensor:
     as the wearer's brightest places has the colour of these.
     """
     worn, inside = masking.seamless(templates, own), masking.seam_opacity(own) > 0
-    light = luminance(own).where(inside, -torch.inf).flatten(2)
-    brightest = light.topk(max(1, round(BRIGHTEST * light.shape[2])), 2)
-    bright = light.kthvalue(round((1 - BRIGHT) * light.shape[2]), 2).values[..., None, None]
+    own_light = luminance(own).where(inside, -torch.inf).flatten(2)
+    brightest = own_light.topk(max(1, round(BRIGHTEST * own_light.shape[2])), 2)
+    bright = own_light.kthvalue(round((1 - BRIGHT) * own_light.shape[2]), 2).values[..., None, None]
     top = own.flatten(2).gather(2, brightest.indices.expand(-1, 3, -1)).mean(2)[..., None, None]
-    share = ((luminance(worn) - bright) / (luminance(top) - bright).clamp_min(1e-3)).clamp(0, 1).square()
-    limited = worn.lerp(top + (luminance(worn) - luminance(top)).clamp(max=0), share)
+    light, top_light = luminance(worn), luminance(top)
+    share = ((light - bright) / (top_light - bright).clamp_min(1e-3)).clamp(0, 1).square()
+    limited = worn.lerp(top + (light - top_light).clamp(max=0), share)
     low = own.where(inside, torch.inf).amin((2, 3), keepdim=True)
     high = own.where(inside, -torch.inf).amax((2, 3), keepdim=True)
     return templates + (torch.minimum(torch.maximum(limited, low), high) - worn) * inside

@@ -31,7 +31,7 @@ from gan_mask.faces import FaceFinder
 from gan_mask.generator import Generator
 from gan_mask.networks import GeneratorConfig
 from gan_mask.photos import wear_on_photo
-from gan_mask.sampling import command, output, photo_writer, pool, sampler
+from gan_mask.sampling import batch, command, output, photo_writer, pool, sampler
 from gan_mask.sampling.folder import JOURNAL, Journal, Rows, find_targets
 from gan_mask.sampling.masker import Masker, Photo
 from gan_mask.sampling.options import SampleConfig
@@ -553,7 +553,7 @@ def test_an_interrupted_run_resumes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = small_folder(tmp_path, *PEOPLE[:3]), tmp_path / "out"
-    process, calls = command.process, []
+    process, calls = batch.process, []
 
     def interrupted(*args: object) -> object:
         calls.append(args)
@@ -562,7 +562,7 @@ def test_an_interrupted_run_resumes(
         return process(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "process", interrupted)
+        patch.setattr(batch, "process", interrupted)
         assert run(folder, out, "--method", "dm", "--batch-size", "1") == 130
     assert "interrupted" in capsys.readouterr().err
     with open(out / JOURNAL, "a") as f:

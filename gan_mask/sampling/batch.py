@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -21,11 +21,13 @@ from gan_mask.sampling.sampler import FAR, Sampler
 
 T = TypeVar("T")
 R = TypeVar("R")
+PhotoRows = dict[str, list[Row]]  # per photo
+Batch = tuple[list[Photo], PhotoRows]  # photos that could be read, rows of those that could not
 
 BATCH_PIXELS = 30_000_000  # of photos in a batch, two of which are in memory (more only if one photo alone is larger)
 
 
-def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[tuple[list[Photo], dict[str, list[Row]]]]:
+def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[Batch]:
     """Photos in batches that fit into memory, with rows for those that cannot be read."""
     batch: list[Photo] = []
     unreadable: dict[str, list[Row]] = {}
@@ -45,11 +47,17 @@ def batches(sampler: Sampler, names: Sequence[str]) -> Iterator[tuple[list[Photo
         yield batch, unreadable
 
 
-def mask_all(sampler: Sampler, names: Sequence[str], targets: Mapping[str, Targets]) -> dict[str, list[Row]]:
-    """Rows per photo, of all these photos, batch after batch."""
-    rows: dict[str, list[Row]] = {}
-    for batch, unreadable in batches(sampler, names):
-        rows |= unreadable | (process(sampler, batch, targets) if batch else {})
+def mask_batches(sampler: Sampler, read: Iterable[Batch], targets: Mapping[str, Targets]) -> Iterator[PhotoRows]:
+    """The rows of each batch."""
+    for photos, unreadable in read:
+        yield unreadable | (process(sampler, photos, targets) if photos else {})
+
+
+def mask_all(sampler: Sampler, names: Sequence[str], targets: Mapping[str, Targets]) -> PhotoRows:
+    """Rows of all these photos, batch after batch."""
+    rows: PhotoRows = {}
+    for found in mask_batches(sampler, batches(sampler, names), targets):
+        rows |= found
     return rows
 
 

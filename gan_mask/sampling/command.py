@@ -12,7 +12,7 @@ from gan_mask import cli, engines, files, sampling, values
 from gan_mask.cli.methods import parse_with_attack
 from gan_mask.errors import GanMaskError
 from gan_mask.faces import IMAGE_SUFFIXES, forget_old_shapes
-from gan_mask.sampling.batch import batches, process
+from gan_mask.sampling.batch import batches, mask_batches
 from gan_mask.sampling.clip import is_clip
 from gan_mask.sampling.folder import (
     GALLERY,
@@ -108,8 +108,8 @@ def mask_photos(
         if workers > 1:
             mask_slices(c, workers, targets, done)
             return
-        for batch, unreadable in ahead(batches(sampler, list(targets))):
-            done(unreadable | (process(sampler, batch, targets) if batch else {}))
+        for rows in mask_batches(sampler, ahead(batches(sampler, list(targets))), targets):
+            done(rows)
             engines.give_back()
 
 
