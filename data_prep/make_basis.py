@@ -2,8 +2,8 @@
 
 python data_prep/make_basis.py [FILE]
 
-Principal components of the luminance of lower faces, as seamless placement keeps it, over the three views of the 48
-people whose faces are templates, and their mirror images. Nobody else: an evaluation never has these as probes.
+Principal components of the luminance of lower faces, as seamless placement keeps it, over the three views of the first
+48 people whose faces are templates, and their mirror images. Nobody else: an evaluation never has these as probes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from gan_mask.landmarks import flip
 from gan_mask.templates import ASSETS, TEMPLATE_PEOPLE
 
 COMPONENTS = 80
+PEOPLE = TEMPLATE_PEOPLE[:48]  # nearly frontal ones
 
 
 def forms() -> torch.Tensor:
     """(N, h, w) of all views and their mirror images."""
-    views = [f"synthfaces/{person}/view_{view}.webp" for person in TEMPLATE_PEOPLE for view in (1, 2, 3)]
+    views = [f"synthfaces/{person}/view_{view}.webp" for person in PEOPLE for view in (1, 2, 3)]
     with np.load(ASSETS / "synthfaces_landmarks.npz", allow_pickle=False) as file:
         points = dict(zip(file["names"].tolist(), file["landmarks68"], strict=True))
     with zipfile.ZipFile(ASSETS / "synthfaces.zip") as archive:

@@ -29,8 +29,9 @@ FINEST, COLOUR = 1.45, 1.2  # how much stronger than the wearer's, since samplin
 # those among people, weighted by how much a wrong one shows: a turned nose and an open mouth most.
 GEOMETRY = {"turn": 0.085, "nod": 0.06, "mouth opening": 0.08, "mouth width": 0.12, "smile": 0.05}
 SKIN = 0.21  # of RGB colours
+BEARD = 0.06  # of luminance: upper lip and chin, each against the cheeks
 LIKENESS = 0.025  # of luminance, root of the mean square over the mask
-SAME_PERSON = 0.935  # correlation of structures: two views of an embedded person reach 0.943, two people 0.926
+SAME_PERSON = 0.925  # correlation of structures: two views of an embedded person reach it, 1 % of LFW do
 
 
 def adapt(templates: Tensor, own: Tensor) -> Tensor:
@@ -99,34 +100,43 @@ def _contrast(detail: Tensor, own: Tensor, gain: float, noise: float, bounds: tu
     return ((gain * _spread(own) + noise) / (_spread(detail) + noise)).clamp(*bounds)
 
 
+# Where they are in canonical space, top, bottom, left and right; chosen on the mean face.
+UPPER_LIP = (0.35, 0.49, 0.35, 0.64)
+CHIN = (0.68, 0.78, 0.40, 0.59)
+CHEEKS = ((0.32, 0.54, 0.15, 0.27), (0.32, 0.54, 0.73, 0.85))
+
+
 class Profile(NamedTuple):
     """What makes one lower face suit another; the first dimension is that of the faces."""
 
     geometry: Tensor  # (N, 5), see `geometry`
     skin: Tensor  # (N, 3)
     form: Tensor  # (N, h * w): the luminance that seamless placement keeps; its norm is the root of the mean square
+    beard: Tensor  # (N, 2), see `beard`
 
 
 def profile(textures: Tensor, landmarks: Tensor) -> Profile:
     """Of textures (N, 3, h, w), unwrapped from faces with landmarks (N, 68, 2) in pixels of any size."""
-    form = blurred(masking.structure(luminance(textures)), 1.5 * textures.shape[2] / 72).flatten(1)
-    return Profile(geometry(landmarks), skin_colour(textures), form / form.shape[1] ** 0.5)
+    form = blurred(masking.structure(luminance(textures)), 1.5 * textures.shape[2] / 72)
+    flat = form.flatten(1)
+    return Profile(geometry(landmarks), skin_colour(textures), flat / flat.shape[1] ** 0.5, beard(form))
 
 
 def costs(wearers: Profile, templates: Profile) -> Tensor:
     """How badly each of T templates suits each of B wearers, (B, T); infinite where it shows the wearer.
 
-    The sum of squared differences of pose, expression, skin colour and, of the luminance that the mask would change,
-    after the template's contrast is adapted to the wearer's.
+    The sum of squared differences of pose, expression, skin colour, beard and, of the luminance that the mask would
+    change, after the template's contrast is adapted to the wearer's.
     """
     spreads = constant(list(GEOMETRY.values()), wearers.geometry)
     pose = (wearers.geometry[:, None] - templates.geometry) / spreads
     skin = (wearers.skin[:, None] - templates.skin) / SKIN
+    beards = (wearers.beard[:, None] - templates.beard) / BEARD
     alike = wearers.form @ templates.form.T
     size, other_size = wearers.form.norm(dim=1)[:, None], templates.form.norm(dim=1)
     factor = (size / other_size).clamp(*CONTRAST)
     change = size.square() - 2 * factor * alike + (factor * other_size).square()
-    total = pose.square().sum(2) + skin.square().sum(2) + change / LIKENESS**2
+    total = sum(difference.square().sum(2) for difference in (pose, skin, beards)) + change / LIKENESS**2
     return total.masked_fill(alike / (size * other_size) > SAME_PERSON, torch.inf)
 
 
@@ -158,6 +168,21 @@ def turn(landmarks: Tensor) -> Tensor:
     left, right, nose = landmarks[:, 1], landmarks[:, 15], landmarks[:, 30]
     across = right - left
     return 2 * ((nose - left) * across).sum(1) / across.square().sum(1).clamp_min(1e-6) - 1
+
+
+def beard(form: Tensor) -> Tensor:
+    """Luminance of upper lip and chin less that of the cheeks, (N, 2), of `masking.structure` (N, 1, h, w)."""
+    height, width = form.shape[2:]
+
+    def light(top: float, bottom: float, left: float, right: float) -> Tensor:
+        rows, columns = (
+            slice(round(top * height), round(bottom * height)),
+            slice(round(left * width), round(right * width)),
+        )
+        return form[:, 0, rows, columns].mean((1, 2))
+
+    cheeks = torch.stack([light(*cheek) for cheek in CHEEKS]).mean(0)
+    return torch.stack([light(*UPPER_LIP), light(*CHIN)], 1) - cheeks[:, None]
 
 
 def skin_colour(textures: Tensor) -> Tensor:

@@ -27,15 +27,21 @@ from gan_mask.landmarks import flip
 
 ASSETS = Path(__file__).parent / "assets"
 
-# People of the embedded set whose first view is a template: chosen by eye for a nearly frontal, unobstructed
-# lower face with a closed or gently smiling mouth, and for variety. An evaluation on the embedded set must keep
-# them out of its test people. face-001 is the first.
+# People of the embedded set whose first view is a template. The first 48, whom the basis of adversarial faces is made
+# of, too, were chosen by eye: nearly frontal, a closed or gently smiling mouth. The others are of any pose and
+# expression: all whose lower face is unobstructed, but for the 38 whom `make demo` evaluates on. An evaluation on the
+# embedded set must keep them out of its test people. face-001 is the first.
 TEMPLATE_PEOPLE = tuple(
     f"id_{number:04d}"
     for number in (
         3, 7, 9, 11, 16, 17, 22, 27, 29, 31, 45, 51, 65, 67, 75, 81, 84, 95, 96, 97, 103, 104, 105, 111,
         116, 122, 127, 129, 134, 135, 145, 147, 152, 153, 155, 156, 160, 162, 164, 167, 172, 174, 175, 176, 181, 189,
         200, 201,
+        6, 8, 10, 12, 14, 15, 18, 19, 20, 21, 24, 26, 28, 30, 33, 34, 37, 38, 39, 40, 42, 43, 46, 47, 48, 49, 50,
+        52, 53, 56, 58, 59, 68, 70, 71, 73, 76, 78, 82, 85, 86, 88, 91, 92, 98, 99, 101, 106, 107, 108, 109, 110,
+        112, 113, 117, 118, 119, 121, 123, 124, 126, 128, 131, 132, 133, 138, 139, 140, 141, 142, 144, 146, 148,
+        149, 150, 154, 157, 161, 163, 165, 168, 169, 170, 171, 173, 177, 178, 179, 180, 183, 184, 186, 187, 191,
+        192, 193, 194, 195, 196, 197, 198, 199,
     )
 )  # fmt: skip
 
@@ -119,12 +125,15 @@ class Bank:
         return self.textures[_costs(faces, landmarks).argmin(1)]
 
 
-def best(faces: Tensor, landmarks: Tensor) -> list[str]:
+def best(faces: Tensor, landmarks: Tensor, among: Sequence[str] = FACES) -> list[str]:
     """The shipped face, or its mirror image, that suits each wearer best (`likeness.costs`): names (B,).
 
     faces (B, 3, H, W) in [0, 1] and landmarks (B, 68, 2) px of the unmasked wearers. Nobody wears their own face.
+    among: FACES to choose from, two at least.
     """
-    return [(*FACES, *MIRRORED)[i] for i in _costs(faces, landmarks).argmin(1).tolist()]
+    costs = _costs(faces, landmarks)
+    left_out = torch.tensor([name not in among for name in FACES] * 2, device=costs.device)
+    return [(*FACES, *MIRRORED)[i] for i in costs.masked_fill(left_out, torch.inf).argmin(1).tolist()]
 
 
 def _costs(faces: Tensor, landmarks: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ def test_calibration_and_training_name_network_and_photo(
     from gan_mask import training
 
     assert status(embedder_thresholds.main, ["--data", str(prepared), "--embedder", "moody", "--device", "cpu"]) == 2
-    assert "moody: answers NaN or infinity for id_0020/view_3" in capsys.readouterr().err
+    assert "moody: answers NaN or infinity for id_0032/view_3" in capsys.readouterr().err
     run = ["--data", str(prepared), "--steps", "1", "--perceptual", "0", "--workers", "0", "--out"]
     assert status(training.main, [*run, str(tmp_path / "a"), "--embedders", "moody", "--detectors", "fake"]) == 2
     assert "moody: answers NaN or infinity for id_" in capsys.readouterr().err

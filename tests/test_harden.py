@@ -25,7 +25,7 @@ from gan_mask.harden import alarm, blends, fit, pictures, table
 from gan_mask.harden.command import harden as run
 from gan_mask.harden.export import options_of
 from gan_mask.harden.options import HardenConfig
-from gan_mask.harden.pools import make_pool
+from gan_mask.harden.pools import Wardrobe, make_pool
 from gan_mask.harden.score_attack import ScoreAttack
 from gan_mask.landmarks import frame
 from gan_mask.pretrained import load_detector
@@ -239,6 +239,23 @@ def test_a_random_other_face_is_as_likely_as_an_attack_s(prepared: Path) -> None
     assert (other - bank)[:, :, 0].abs().max() < 1e-5  # nothing changes at the seam
 
 
+def test_masks_show_what_suits_or_any_template_or_another_person(prepared: Path) -> None:
+    photos, faces, landmarks = people(prepared)
+
+    def shown(others: float, suited: float, names: tuple[str, ...] = TRAINED_ON) -> torch.Tensor:
+        rng = np.random.default_rng(0)
+        return Wardrobe(photos, names, masking.TEXTURE, rng, others, suited).draw(faces, landmarks)
+
+    def are_templates(textures: torch.Tensor) -> torch.Tensor:
+        return (textures[:, None] == templates.load_all(TRAINED_ON)).flatten(2).all(2).any(1)
+
+    assert torch.equal(shown(0, 1), templates.load_all(templates.best(faces, landmarks, TRAINED_ON)))
+    assert are_templates(shown(0, 0)).all() and not are_templates(shown(1, 0)).any()
+    mixed = are_templates(shown(0.5, 0)).float().mean()
+    assert 0.1 < mixed < 0.9
+    assert torch.equal(shown(0, 1, ("plain",)), shown(0, 0, ("plain",)))  # nothing there that could suit
+
+
 def test_examples_are_pairs_of_a_masked_and_the_same_bare_face(prepared: Path, hardened: Path) -> None:
     c = options(prepared, hardened)
     photos = PreparedSet(prepared, "train")
@@ -327,7 +344,7 @@ def test_an_attack_sees_the_alarm_as_a_detector(fakes: None) -> None:
 def test_whoever_may_ask_evades_without_a_gradient(prepared: Path) -> None:
     _, faces, landmarks = people(prepared)
     faces, landmarks, generator = faces[:6], landmarks[:6], load_generator()
-    texture = templates.load_all(templates.best(faces, landmarks))
+    texture = templates.load_all(templates.FACES[:6])  # some of which suit badly, and are reported
     detector, asked = load_detector("classifier-hardened"), []
 
     def answers(shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

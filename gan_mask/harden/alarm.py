@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan_mask import attacks, cli, files, masking, pretrained, run_record, templates, values
+from gan_mask import attacks, cli, files, masking, pretrained, run_record, values
 from gan_mask.data import PreparedSet
 from gan_mask.errors import GanMaskError
 from gan_mask.harden import blends
@@ -189,7 +189,7 @@ def fit_alarm(c: AlarmConfig) -> Alarm:
 
 def _fit_alarm(c: AlarmConfig) -> Alarm:
     from gan_mask.generator import load_generator
-    from gan_mask.harden.pools import faced_masks
+    from gan_mask.harden.pools import SUITED, Wardrobe, faced_masks
 
     if wrong := [m for m in c.against if m not in AGAINST] or ([] if c.against else ["nothing"]):
         raise GanMaskError(f"--against {wrong[0]}: the alarm learns from {', '.join(AGAINST)}")
@@ -203,9 +203,10 @@ def _fit_alarm(c: AlarmConfig) -> Alarm:
     generator = load_generator(c.checkpoint) if "generator" in c.against else None
     methods = {n: blends.Blend(c.seed) if n == blends.NAME else attacks.method(n, generator) for n in c.against}
     texture_size = generator.texture_size if generator else masking.TEXTURE
-    bank, count = templates.load_all(c.templates, texture_size), c.faces // len(c.against)
+    wardrobe = Wardrobe(train, c.templates, texture_size, rng, c.own_templates, SUITED)
+    count = c.faces // len(c.against)
     faced = [
-        faced_masks(train, rng.integers(len(train), size=count), method, bank, c.own_templates, rng, name)
+        faced_masks(train, rng.integers(len(train), size=count), method, wardrobe, name)
         for name, method in methods.items()
     ]
     bare = _crops(train, rng.permutation(len(train))[: c.faces])

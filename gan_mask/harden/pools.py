@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from gan_mask.harden.export import hardened_name
 from gan_mask.harden.options import KNOWN, HardenConfig
 from gan_mask.pretrained.protocol import Detector
 
+SUITED = 0.5  # share of the masks that do not show people of the set whose template is chosen as sample.py does
+
 
 class Pool(NamedTuple):
     """Faces that wear faced masks."""
@@ -37,9 +40,8 @@ def make_pool(c: HardenConfig, photos: PreparedSet, detector: Detector, name: st
         methods = methods_of(c, detector, name, number)
         parts = []
         for method, part in zip(methods, np.array_split(index, len(methods)), strict=True):
-            bank = templates.load_all(c.templates, method.texture_size)
-            title = f"round {number}: {name}, {method.placement}"
-            parts.append(faced_masks(photos, part, method, bank, c.own_templates, rng, title))
+            wardrobe = Wardrobe(photos, c.templates, method.texture_size, rng, c.own_templates, SUITED)
+            parts.append(faced_masks(photos, part, method, wardrobe, f"round {number}: {name}, {method.placement}"))
         with files.replacing(path) as temporary, open(temporary, "wb") as f:
             np.save(f, np.concatenate(parts))
     return Pool(index, np.load(path, mmap_mode="r", allow_pickle=False))
@@ -57,31 +59,52 @@ def methods_of(c: HardenConfig, detector: Detector, name: str, number: int) -> l
     return [attacks.method(name, None, surrogates, o) for o in (paper, replace(paper, placement="seamless"))]
 
 
-def faced_masks(
-    photos: PreparedSet, index: np.ndarray, method: attacks.Method, bank: Tensor, own_templates: float,
-    rng: np.random.Generator, title: str,
-) -> np.ndarray:  # fmt: skip
-    """The faces `index` (N,) of the set with the method's masks on, as they would be saved: uint8 (N, 3, S, S).
+class Wardrobe:
+    """What is printed on masks, drawn for every wearer anew.
 
-    Each wears a template of the bank (T, 3, h, w), or with probability `own_templates` another person of the set.
+    Another person of the set with probability `others`, or else one of the templates called `names`: with probability
+    `suited` the shipped face among them that suits the wearer best.
     """
+
+    def __init__(
+        self, photos: PreparedSet, names: Sequence[str], size: tuple[int, int], rng: np.random.Generator,
+        others: float = 0.0, suited: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.photos, self.size, self.rng, self.others = photos, size, rng, others
+        self.bank = templates.load_all(names, size)
+        self.faces = [name for name in templates.expand(names) if name in templates.FACES]
+        self.suited = suited if len(self.faces) > 1 else 0.0  # nobody wears their own
+
+    def draw(self, faces: Tensor, landmarks: Tensor) -> Tensor:
+        """Textures (B, 3, h, w) for faces (B, 3, H, W) with landmarks (B, 68, 2) px."""
+        drawn = [self._one() for _ in faces]
+        lacking = [row for row, texture in enumerate(drawn) if texture is None]
+        names = templates.best(faces[lacking], landmarks[lacking], self.faces) if lacking else []
+        for row, name in zip(lacking, names, strict=True):
+            drawn[row] = templates.load(name, self.size)
+        return torch.stack([texture for texture in drawn if texture is not None])
+
+    def _one(self) -> Tensor | None:
+        """None: what suits."""
+        if self.rng.random() >= self.others:
+            suits = self.suited and self.rng.random() < self.suited
+            return None if suits else self.bank[int(self.rng.integers(len(self.bank)))]
+        item = self.photos[int(self.rng.integers(len(self.photos)))]
+        return masking.unwrap(item["face"][None], item["landmarks"][None], self.size)[0]
+
+
+def faced_masks(
+    photos: PreparedSet, index: np.ndarray, method: attacks.Method, wardrobe: Wardrobe, title: str
+) -> np.ndarray:
+    """The faces `index` (N,) of the set with the method's masks on, as they would be saved: uint8 (N, 3, S, S)."""
     result = []
     for start in Progress(range(0, len(index), 16), desc=title, mininterval=5):
         items = [photos[int(i)] for i in index[start : start + 16]]
         face, landmarks = (torch.stack([item[key] for item in items]) for key in ("face", "landmarks"))
-        template = torch.stack([draw_template(photos, bank, own_templates, rng) for _ in items])
         with torch.no_grad():
-            masked, _ = method.mask(face, landmarks, template)
+            masked, _ = method.mask(face, landmarks, wardrobe.draw(face, landmarks))
         result.append((masked * 255).round().clamp(0, 255).byte().numpy())
     return np.concatenate(result)
-
-
-def draw_template(photos: PreparedSet, bank: Tensor, own_templates: float, rng: np.random.Generator) -> Tensor:
-    """A texture (3, h, w): from the bank, or another person's lower face."""
-    if rng.random() >= own_templates:
-        return bank[int(rng.integers(len(bank)))]
-    item = photos[int(rng.integers(len(photos)))]
-    return masking.unwrap(item["face"][None], item["landmarks"][None], (bank.shape[2], bank.shape[3]))[0]
 
 
 def surrogates_of(c: HardenConfig, detector: Detector) -> Surrogates:

@@ -33,7 +33,7 @@ from gan_mask.harden import alarm as alarms
 from gan_mask.harden import limits, page, pictures
 from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
-from gan_mask.harden.pools import faced_masks
+from gan_mask.harden.pools import Wardrobe, faced_masks
 from gan_mask.harden.score_attack import ScoreAttack
 from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.pretrained.thresholds import far_thresholds
@@ -43,6 +43,7 @@ from gan_mask.values import COUNT, SEED, Range, check, option, to_dict
 FAR = "0.001"
 FALSE_ALARMS = (0.005, 0.01, 0.02, 0.05, 0.1)  # of the ROC
 REAL = ("real masks", "real bare faces")  # rows of --real_masks
+SUITS = "templates that suit"  # in names of rows: of --templates the shipped face that suits each wearer best
 AFTER = "after"  # the hardened detector among the networks; those before have their own names
 
 
@@ -97,9 +98,13 @@ def rows_of(
     options = attacks.Options(steps=c.attack_steps, seed=c.seed, placement="paper")
     generators = {Path(folder).name: load_generator(folder) for folder in c.generators}
 
-    def faced(names: Sequence[str], method: attacks.Method, own: float = 0.0) -> Any:
-        bank = templates.load_all(names, method.texture_size)
-        return lambda i: faced_masks(photos, i, method, bank, own, np.random.default_rng(c.seed), "masks")
+    def faced(names: Sequence[str], method: attacks.Method, others: float = 0.0, suited: float = 0.0) -> Any:
+        def paint(index: np.ndarray) -> np.ndarray:
+            rng = np.random.default_rng(c.seed)
+            wardrobe = Wardrobe(photos, names, method.texture_size, rng, others, suited)
+            return faced_masks(photos, index, method, wardrobe, "masks")
+
+        return paint
 
     def optimised(name: str, *attacked: Any) -> Any:
         placement: masking.PlacementName = "seamless" if name == "advface" else "paper"
@@ -127,10 +132,16 @@ def rows_of(
         Row("dm-seamless", "faced", faced(shown, seamless), probes.index),
         Row("dm-seamless, faces of other people of the set", "faced", faced(shown, seamless, 1.0), probes.index),
     ]
+    choice = sum(name in templates.FACES for name in shown) > 1
+    if choice:
+        rows.append(Row(f"dm-seamless, {SUITS}", "faced", faced(shown, seamless, suited=1.0), probes.index))
     for name, net in generators.items():
         rows.append(Row(f"generator {name}", "faced", faced(shown, attacks.method("generator", net)), probes.index))
     first = next(iter(generators.items()), None)
     if first:
+        if choice:
+            suited = faced(shown, attacks.method("generator", first[1]), suited=1.0)
+            rows.append(Row(f"generator {first[0]}, {SUITS}", "faced", suited, probes.index))
         rows.append(Row(f"generator {first[0]}, refine {c.refine}", "faced", refined(first[1], before), few))
     rows += [Row(name, "faced", optimised(name, before), few) for name in c.attacks]
     against = " against the hardened detector"
