@@ -21,7 +21,7 @@ from gan_mask.harden.export import hardened_name
 from gan_mask.harden.options import KNOWN, HardenConfig
 from gan_mask.pretrained.protocol import Detector
 
-SUITED = 0.5  # share of the masks that do not show people of the set whose template is chosen as sample.py does
+SUITED = 0.8  # share of the masks that do not show people of the set whose template is chosen as sample.py does
 
 
 class Pool(NamedTuple):
