@@ -126,7 +126,7 @@ def test_the_faces_of_a_step_stay_the_same_whatever_makes_them(fakes, prepared, 
     assert status(training.main, [*argv[:-1], "2"]) == 2
     assert "faces_per_step 8 -> 4" in capsys.readouterr().err
     assert status(training.main, [*argv[:-1], "2", "--accumulate", "2"]) == 0  # 4 x 2 processes = 4 x 2 x 1
-    new = ("processes", "networks", "faces_per_step", "photos", "code")
+    new = ("processes", "networks", "faces_per_step", "photos")
     old = {k: v for k, v in options.items() if k not in new}
     path.write_text(json.dumps({**old, "accumulate": 2}))  # of a run from before it was kept
     assert status(training.main, [*argv[:-1], "3", "--accumulate", "2"]) == 0
