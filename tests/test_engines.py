@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CASES, REPOSITORY, embedded_photo
+from conftest import CASES, PEOPLE, REPOSITORY, embedded_photo
 
 from gan_mask import EvaluationConfig, attacks, engines, evaluate, files, pretrained
 from gan_mask.data import PreparedSet
@@ -203,7 +203,7 @@ def desk(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         Path("prepared").symlink_to(prepared)
         Path("cases").symlink_to(CASES)
         Path("mask.webp").write_bytes(embedded_photo("id_0003/view_1"))
-        for person in range(17, 21):
+        for person in PEOPLE[-4:]:
             for view in (1, 2, 3):
                 path = Path("probes", f"id_{person:04d}", f"view_{view}.webp")
                 path.parent.mkdir(parents=True, exist_ok=True)
