@@ -33,6 +33,11 @@ BEARD = 0.06  # of luminance: upper lip and chin, each against the cheeks
 LIKENESS = 0.025  # of luminance, root of the mean square over the mask
 SAME_PERSON = 0.925  # correlation of structures: two views of an embedded person reach it, 1 % of LFW do
 
+# Where they are in canonical space, top, bottom, left and right; chosen on the mean face.
+UPPER_LIP = (0.35, 0.49, 0.35, 0.64)
+CHIN = (0.68, 0.78, 0.40, 0.59)
+CHEEKS = ((0.32, 0.54, 0.15, 0.27), (0.32, 0.54, 0.73, 0.85))
+
 
 def adapt(templates: Tensor, own: Tensor) -> Tensor:
     """Templates (B, 3, h, w) with the wearers' coarse colours, and their contrast in detail of each size.
@@ -98,12 +103,6 @@ def _within(templates: Tensor, own: Tensor) -> Tensor:
 def _contrast(detail: Tensor, own: Tensor, gain: float, noise: float, bounds: tuple[float, float]) -> Tensor:
     """The factor (B, 1, 1, 1) with which a template's detail is `gain` times as strong as the wearer's."""
     return ((gain * _spread(own) + noise) / (_spread(detail) + noise)).clamp(*bounds)
-
-
-# Where they are in canonical space, top, bottom, left and right; chosen on the mean face.
-UPPER_LIP = (0.35, 0.49, 0.35, 0.64)
-CHIN = (0.68, 0.78, 0.40, 0.59)
-CHEEKS = ((0.32, 0.54, 0.15, 0.27), (0.32, 0.54, 0.73, 0.85))
 
 
 class Profile(NamedTuple):

@@ -32,7 +32,7 @@ class Wearers(NamedTuple):
 
 @pytest.fixture
 def wearers(prepared: Path) -> Wearers:
-    items = [PreparedSet(prepared, "test")[i] for i in range(8)]
+    items = [PreparedSet(prepared, "train")[i] for i in range(8)]
     names = [f"face-{i + 1:03d}" for i in range(8)]
     return Wearers(
         torch.stack([item["face"] for item in items]),
@@ -156,7 +156,7 @@ def test_a_face_that_met_its_goal_keeps_the_texture_that_met_it(kind, wearers):
     method = kind(SURROGATES, Options(**options, patience=1))
     texture, iterations, _ = method.apply(*wearers)
     done = iterations < 60
-    assert done.any() and len(iterations.unique()) > 1  # faces of one batch end at different steps
+    assert done.sum() >= 4 and len(iterations.unique()) > 1  # faces of one batch end at different steps
     assert (short_of_goal(texture, wearers)[done] < 1e-5).all()
     # k looks at the goal, and a move after each but the last.
     face = int(iterations.argmin())

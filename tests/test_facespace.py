@@ -137,7 +137,7 @@ def test_strength_leads_from_the_template_to_the_mask_as_trained(wearers, heads:
     for head in (made.net.face, getattr(made.net, "heads", None)):
         for parameter in head.parameters() if head is not None else ():
             torch.nn.init.normal_(parameter, std=0.2)
-    template = attacks.dm_adapted(*wearers).clamp(0, 1)  # as colours of a texture
+    template = attacks.dm_adapted(*wearers).clamp(0, 1)  # a generator paints colours that exist
 
     def change(strength: float) -> float:
         method = attacks.method("generator", made, options=attacks.Options(strength=strength))

@@ -130,6 +130,9 @@ def test_the_faces_of_a_step_stay_the_same_whatever_makes_them(fakes, prepared, 
     old = {k: v for k, v in options.items() if k not in new}
     path.write_text(json.dumps({**old, "accumulate": 2}))  # of a run from before it was kept
     assert status(training.main, [*argv[:-1], "3", "--accumulate", "2"]) == 0
+    path.write_text(json.dumps({k: v for k, v in options.items() if k != "code"}))  # of before there were versions
+    assert status(training.main, [*argv[:-1], "3"]) == 2
+    assert f"another version of the code, 1 -> {run_record.CODE['training']}" in capsys.readouterr().err
 
 
 def test_a_hardening_belongs_to_the_content_of_what_its_options_name(prepared, tmp_path):

@@ -59,6 +59,12 @@ def methods_of(c: HardenConfig, detector: Detector, name: str, number: int) -> l
     return [attacks.method(name, None, surrogates, o) for o in (paper, replace(paper, placement="seamless"))]
 
 
+def choice(names: Sequence[str]) -> list[str]:
+    """The shipped faces among templates called `names`; none if there is but one, as nobody wears their own."""
+    faces = [name for name in templates.expand(names) if name in templates.FACES]
+    return faces if len(faces) > 1 else []
+
+
 class Wardrobe:
     """What is printed on masks, drawn for every wearer anew.
 
@@ -72,8 +78,8 @@ class Wardrobe:
     ) -> None:  # fmt: skip
         self.photos, self.size, self.rng, self.others = photos, size, rng, others
         self.bank = templates.load_all(names, size)
-        self.faces = [name for name in templates.expand(names) if name in templates.FACES]
-        self.suited = suited if len(self.faces) > 1 else 0.0  # nobody wears their own
+        self.faces = choice(names)
+        self.suited = suited if self.faces else 0.0
 
     def draw(self, faces: Tensor, landmarks: Tensor) -> Tensor:
         """Textures (B, 3, h, w) for faces (B, 3, H, W) with landmarks (B, 68, 2) px."""

@@ -33,7 +33,7 @@ from gan_mask.harden import alarm as alarms
 from gan_mask.harden import limits, page, pictures
 from gan_mask.harden.options import claimed
 from gan_mask.harden.pictures import BARE, MASKED
-from gan_mask.harden.pools import Wardrobe, faced_masks
+from gan_mask.harden.pools import Wardrobe, choice, faced_masks
 from gan_mask.harden.score_attack import ScoreAttack
 from gan_mask.pretrained.protocol import Detector, Embedder, fingerprints
 from gan_mask.pretrained.thresholds import far_thresholds
@@ -132,14 +132,13 @@ def rows_of(
         Row("dm-seamless", "faced", faced(shown, seamless), probes.index),
         Row("dm-seamless, faces of other people of the set", "faced", faced(shown, seamless, 1.0), probes.index),
     ]
-    choice = sum(name in templates.FACES for name in shown) > 1
-    if choice:
+    if choice(shown):
         rows.append(Row(f"dm-seamless, {SUITS}", "faced", faced(shown, seamless, suited=1.0), probes.index))
     for name, net in generators.items():
         rows.append(Row(f"generator {name}", "faced", faced(shown, attacks.method("generator", net)), probes.index))
     first = next(iter(generators.items()), None)
     if first:
-        if choice:
+        if choice(shown):
             suited = faced(shown, attacks.method("generator", first[1]), suited=1.0)
             rows.append(Row(f"generator {first[0]}, {SUITS}", "faced", suited, probes.index))
         rows.append(Row(f"generator {first[0]}, refine {c.refine}", "faced", refined(first[1], before), few))
